@@ -1,0 +1,121 @@
+"""Settings of the jobs that pass over texts: harvest, mine, score, encode, evaluate, export."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from rayembed.config.base import STRICT
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class HarvestConfig:
+    """Builds a BEIR folder from the docstrings of installed Python packages: real data without a download."""
+
+    output: str
+    """Folder that is written: corpus.jsonl, queries.jsonl, qrels/{train,dev,test}.tsv."""
+
+    packages: list[str] = Field(default_factory=list)
+    """Top-level packages to read. Empty: the standard library (named stdlib) and the
+    packages that rayembed depends on."""
+
+    min_query_words: int = Field(default=3, ge=1)
+    """Shortest summary line that becomes a query, in words."""
+
+    min_passage_words: int = Field(default=12, ge=1)
+    """Shortest docstring body that becomes a passage, in words."""
+
+    max_pairs: int | None = Field(default=None, ge=1)
+    """Keep at most this many pairs, chosen by a hash of the name so that reruns agree. null: all."""
+
+    test_share: float = Field(default=0.2, gt=0, lt=1)
+    """Share of modules (not of pairs) whose pairs go to the test split."""
+
+    dev_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of modules whose pairs go to the dev split."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EncodeConfig:
+    """How texts become vectors in mining, scoring and evaluation. Equal settings share one cache of vectors."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the forward pass; pooling is float32. auto: bfloat16 where the hardware has it, else float32."""
+
+    query_max_len: int | None = Field(default=None, ge=4)
+    """Tokens kept of a query. null: data.query_max_len."""
+
+    passage_max_len: int | None = Field(default=None, ge=4)
+    """Tokens kept of a passage. null: data.passage_max_len."""
+
+    tokens_per_batch: int | None = Field(default=None, ge=64)
+    """Tokens in one forward pass, padding included; texts are sorted by length first. null: 4096 on a CPU (what its
+    caches hold), 65536 on a GPU."""
+
+    passages_per_unit: int = Field(default=2048, ge=1)
+    """Passages in one unit of work (its shard of the corpus): what is lost when a worker dies, and what it holds."""
+
+    queries_per_unit: int = Field(default=512, ge=1)
+    """Queries in one unit of work when rankings are merged or rows are scored."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class MineConfig:
+    """Hard negatives: passages that the model ranks high for a query and that are not its positives."""
+
+    model: str | None = None
+    """Embedder that ranks the corpus. null: model.name_or_path."""
+
+    range_for_sampling: str = Field(default="10-210", pattern=r"^\d+-\d+$")
+    """Window of ranks that negatives are drawn from, first included, last excluded, counted from 0."""
+
+    negative_number: int = Field(default=15, ge=1)
+    """Negatives a query."""
+
+    fill_up: bool = True
+    """Draw random passages of the corpus where the window holds too few; how many is counted in stats.json."""
+
+    use_gpu_for_searching: bool = False
+    """Search on the GPU of each worker (needs the extra `gpu`)."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ScoreConfig:
+    """A teacher's scores of every (query, passage) pair of the training rows."""
+
+    model: str
+    """Teacher: hub id, local folder or package://..., a reranker (sequence classification) or an embedder."""
+
+    kind: Literal["auto", "reranker", "embedder"] = "auto"
+    """What the teacher is. auto: a reranker if its config names a sequence-classification head, else an embedder."""
+
+    max_len: int = Field(default=512, ge=8)
+    """Tokens kept of a (query, passage) pair, or of a passage when the teacher is an embedder."""
+
+    trust_remote_code: bool = False
+    """Run Python code that comes with the teacher. Only for sources that you trust."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EvaluateConfig:
+    """Base and tuned model on the full corpus of data.evaluation."""
+
+    k_values: list[Annotated[int, Field(ge=1)]] = Field(default_factory=lambda: [1, 3, 5, 10, 100], min_length=1)
+    """Cut-offs of every metric; the largest is how many passages are retrieved a query."""
+
+    significance_metric: str = Field(default="ndcg@10", pattern=r"^(ndcg|map|recall|precision|mrr)@\d+$")
+    """Metric whose difference, base against tuned, is tested and whose queries won and lost are shown."""
+
+    num_permutations: int = Field(default=10000, ge=100)
+    """Sign flips of the paired randomisation test; the smallest p-value is one over this plus one."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ExportConfig:
+    """Writes the model card with the measured figures, checks the vectors, and writes other formats beside model/."""
+
+    formats: list[Literal["float16", "bfloat16"]] = Field(default_factory=list)
+    """Copies of model/ with weights of this type, written to model-float16/ and so on."""
+
+    probe_texts: int = Field(default=64, ge=2)
+    """Texts whose vectors are compared between training and the exported folder (cosine at least 0.9999)."""

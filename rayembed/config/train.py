@@ -1,0 +1,108 @@
+"""Settings of training: loss, batches, optimiser, precision, checkpoints."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from rayembed.config.base import STRICT
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainConfig:
+    """Contrastive training of the embedder by DeepSpeed, one engine a worker."""
+
+    temperature: float = Field(default=0.02, gt=0)
+    """Divides the scores in the loss. Lower puts more weight on the hardest negatives; cosines want 0.01 to 0.05."""
+
+    negatives_cross_device: bool = True
+    """Every worker's passages are negatives of every query, gathered with gradient: the same maths on any number of
+    workers. (FlagEmbedding's default is false, and its gradient is 1/W of the exact one.)"""
+
+    no_in_batch_neg: bool = False
+    """A query is compared with its own group alone: for classification-like data. Overrides negatives_cross_device."""
+
+    knowledge_distillation: bool = False
+    """Use the teacher's pos_scores and neg_scores. Rows without scores are then refused."""
+
+    kd_loss_type: Literal["kl_div", "m3_kd_loss"] = "kl_div"
+    """kl_div: InfoNCE plus cross-entropy to the teacher inside the group. m3_kd_loss: BGE-M3's loss in its place."""
+
+    teacher_temperature: float = Field(default=1.0, gt=0)
+    """Divides the teacher's scores before their softmax. 1 suits reranker logits (FlagEmbedding); cosines want 0.02."""
+
+    per_device_train_batch_size: int = Field(default=32, ge=1)
+    """Queries a worker in one forward pass."""
+
+    global_batch_size: int | None = Field(default=None, ge=1)
+    """Queries in one forward pass over all workers; replaces per_device_train_batch_size, so that the number of
+    workers can change and the batches stay the same. null: per_device_train_batch_size x ray.num_workers."""
+
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Batches a step of the optimiser. Negatives do not grow with it."""
+
+    sub_batch_size: int | None = Field(default=None, ge=1)
+    """Texts in one chunk of the encoder's forward pass, sorted by length: less padding. null: all at once."""
+
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak learning rate of AdamW."""
+
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay; biases and normalisation weights are left out."""
+
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """AdamW's decay of the mean of gradients."""
+
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    """AdamW's decay of the mean of squared gradients."""
+
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    """AdamW's term against division by zero."""
+
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients are scaled down to this norm. 0: never."""
+
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = "linear"
+    """Course of the learning rate after warm-up."""
+
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
+    """Share of all steps over which the learning rate rises from 0."""
+
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Steps of warm-up; replaces warmup_ratio. null: by the ratio."""
+
+    num_train_epochs: float = Field(default=1.0, gt=0)
+    """Passes over the training rows."""
+
+    max_steps: int | None = Field(default=None, ge=1)
+    """Steps of the optimiser; replaces num_train_epochs. null: by the epochs."""
+
+    bf16: bool = False
+    """bfloat16 arithmetic (autocast) over float32 weights."""
+
+    fp16: bool = False
+    """float16 arithmetic with DeepSpeed's loss scaling; needs a GPU."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    fix_position_embedding: bool = False
+    """Do not train position embeddings."""
+
+    deepspeed: str | dict[str, Any] | None = None
+    """DeepSpeed settings: a json file (see configs/deepspeed/) or the settings themselves. null: ZeRO stage 0."""
+
+    save_steps: int = Field(default=500, ge=1)
+    """Steps between checkpoints; what a killed run repeats at most."""
+
+    save_total_limit: int = Field(default=2, ge=1)
+    """Checkpoints kept."""
+
+    logging_steps: int = Field(default=10, ge=1)
+    """Steps between progress lines. metrics.jsonl has every step."""
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.bf16 and self.fp16:
+            raise ValueError("train.bf16 and train.fp16 are both true; set one of them to false")
+        return self

@@ -1,0 +1,291 @@
+"""The data of an experiment as stores on disk, read once: later calls reuse what is under OUTPUT_DIR/cache.
+
+A store's folder is named by a fingerprint of what it is made of (paths, sizes and times of the files, settings that
+matter), and holds the report of the reading, so that reuse tells the same errors and warnings again.
+"""
+
+import hashlib
+import heapq
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from rayembed.config import Experiment
+from rayembed.data import beir
+from rayembed.data.passages import parse_passage, parse_query, read_texts, unique
+from rayembed.data.problems import Problem, Report
+from rayembed.data.readers import Record, read_records
+from rayembed.data.rows import parse_row, survey
+from rayembed.data.storage import expand, fingerprint, identity, public_name, stamp, write_atomic
+from rayembed.data.store import PASSAGES, QUERIES, ROWS, Row, Store, StoreWriter, chunks
+
+VERSION = 1  # raise it when the same files give other stores, so that caches of older code are not used
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation set: all its passages, the queries that are judged, and the score of each judged pair."""
+
+    corpus: Store
+    queries: Store
+    qrels: dict[str, dict[str, int]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Stores of an experiment. None: not asked for, or the experiment names no data for it."""
+
+    rows: Store | None
+    corpus: Store | None
+    evaluation: Evaluation | None
+    report: Report
+
+
+def prepare(experiment: Experiment, *, rows: bool = True, corpus: bool = True, evaluation: bool = True) -> Prepared:
+    """Read and check everything that the experiment's data section names.
+
+    Errors do not stop the reading; call report.raise_if_errors() before the stores are used.
+    """
+    data, encode = experiment.data, experiment.encode
+    cache = Path(experiment.output_dir) / "cache"
+    report = Report()
+    row_store = corpus_store = None
+    if data.train and (rows or (corpus and not data.corpus)):
+        row_store = prepare_rows(
+            data.train,
+            cache,
+            encode.queries_per_unit,
+            report,
+            passages_per_part=encode.passages_per_unit,
+            max_rows=data.max_example_num_per_dataset,
+            seed=experiment.seed,
+        )
+    if corpus and data.corpus:
+        corpus_store = prepare_corpus(data.corpus, cache, encode.passages_per_unit, report)
+    elif corpus and row_store is not None:
+        corpus_store = corpus_of_rows(row_store, cache, encode.passages_per_unit, report)
+    return Prepared(
+        rows=row_store if rows else None,
+        corpus=corpus_store,
+        evaluation=_prepare_evaluation(experiment, cache, report) if evaluation and data.evaluation else None,
+        report=report,
+    )
+
+
+def prepare_rows(
+    sources: Sequence[str],
+    cache: Path,
+    rows_per_part: int,
+    report: Report,
+    *,
+    passages_per_part: int | None = None,
+    max_rows: int | None = None,
+    seed: int = 0,
+) -> Store:
+    """Training rows of files, folders, globs and BEIR folders (their qrels/train.tsv), in the order of `sources`.
+
+    Args:
+        sources: paths; each file, and each BEIR folder, is one dataset unless its rows name theirs.
+        cache: folder of the stores.
+        rows_per_part: rows in one part of the store.
+        report: takes what is found.
+        passages_per_part: passages in one part of the store of a BEIR folder's corpus. None: rows_per_part.
+        max_rows: rows kept of each dataset, drawn with the seed, in their order. None: all.
+        seed: decides which rows are drawn.
+    """
+    per_part = passages_per_part or rows_per_part
+    files = [file for source in sources for file in _source_files(source, "train")]
+    joined = {source: _beir_stores(source, cache, per_part, report) for source in sources if beir.is_beir(source)}
+
+    def read(own: Report) -> Iterator[Row]:
+        found = ((record, row) for source in sources for record, row in _rows_of(source, joined.get(source), own))
+        yield from survey(found, own)
+        if "rows" not in own.counts and own.errors.total == 0:
+            names = ", ".join(map(public_name, sources))
+            own.error("no rows", Problem(names, None, "data.train", "holds no training row"))
+
+    key = [_stamps(files), [identity(source) for source in joined], list(map(public_name, sources))]
+    store = _cached(cache, "rows", key, ROWS, rows_per_part, read, report)
+    return store if max_rows is None else _drawn(store, cache, rows_per_part, max_rows, seed, report)
+
+
+def prepare_corpus(sources: Sequence[str], cache: Path, rows_per_part: int, report: Report) -> Store:
+    """Passages of files, folders, globs and BEIR folders, each id once, in the order of `sources`."""
+    files = [file for source in sources for file in _corpus_files(source)]
+
+    def read(own: Report) -> Iterator[Row]:
+        known = _found(files, "data.corpus", own)
+        return read_texts(known, parse_passage, "passages", own)
+
+    return _cached(cache, "passages", _stamps(files), PASSAGES, rows_per_part, read, report)
+
+
+def corpus_of_rows(rows: Store, cache: Path, rows_per_part: int, report: Report) -> Store:
+    """Every positive and negative of the rows, each id once."""
+
+    def passages() -> Iterator[tuple[Problem, Row]]:
+        number = 0
+        for part in rows.iter_parts(["pos", "pos_ids", "neg", "neg_ids"]):
+            for row in part.to_pylist():
+                number += 1
+                for side in ("pos", "neg"):
+                    place = Problem("training rows", number, side, "")
+                    for name, text in zip(row[f"{side}_ids"], row[side], strict=True):
+                        yield place, {"id": name, "text": text}
+
+    def read(own: Report) -> Iterator[Row]:
+        found = unique(passages(), "passages of the rows", own)
+        yield from found
+        # A passage that many rows share is what one expects here, not something to look at.
+        own.warnings.drop("repeated passages of the rows, dropped")
+
+    return _cached(cache, "passages", ["rows", rows.fingerprint], PASSAGES, rows_per_part, read, report)
+
+
+def _prepare_evaluation(experiment: Experiment, cache: Path, report: Report) -> Evaluation | None:
+    folder = experiment.data.evaluation
+    assert folder is not None
+    if not beir.is_beir(folder):
+        message = "is not a BEIR folder: it must hold corpus.jsonl, queries.jsonl and qrels/"
+        report.error("no evaluation set", Problem(public_name(folder), None, "data.evaluation", message))
+        return None
+    encode = experiment.encode
+    corpus, queries = _beir_stores(folder, cache, encode.passages_per_unit, report)
+    path = beir.qrels_path(folder, experiment.data.evaluation_split)
+    read_report = Report()
+    judgements = beir.read_qrels(path, read_report)
+    report.merge(read_report, f"qrels {identity(path)}")
+
+    def read(own: Report) -> Iterator[Row]:
+        _check_ids(judgements, path, folder, corpus, queries, own)
+        wanted = queries.find_ids(list(dict.fromkeys(judgement.query_id for judgement in judgements)))
+        wanted = wanted[wanted >= 0]
+        wanted.sort()
+        own.count("evaluation queries", len(wanted))
+        for some in chunks(wanted, encode.queries_per_unit):
+            yield from queries.take(np.array(some)).to_pylist()
+
+    key = ["judged", _stamps([path]), corpus.fingerprint, queries.fingerprint]
+    judged = _cached(cache, "queries", key, QUERIES, encode.queries_per_unit, read, report)
+    qrels: dict[str, dict[str, int]] = {}
+    for judgement in judgements:
+        qrels.setdefault(judgement.query_id, {})[judgement.passage_id] = judgement.score
+    return Evaluation(corpus, judged, qrels)
+
+
+def _rows_of(source: str, stores: tuple[Store, Store] | None, report: Report) -> Iterator[tuple[Record, Row]]:
+    """Rows of one source with their places; `stores` are the passages and queries of a BEIR folder."""
+    if stores is not None:
+        path = beir.qrels_path(source, "train")
+        judgements = beir.read_qrels(path, report)
+        corpus, queries = stores
+        _check_ids(judgements, path, source, corpus, queries, report)
+        name = public_name(source)
+        yield from beir.training_rows(judgements, path, dataset=name, corpus=corpus, queries=queries, report=report)
+        return
+    for file in _found(_expanded(source), "data.train", report):
+        for record in read_records(file, report):
+            row = parse_row(record, report)
+            if row is not None:
+                yield record, row
+
+
+def _check_ids(
+    judgements: Sequence[beir.Judgement], path: str, folder: str, corpus: Store, queries: Store, report: Report
+) -> None:
+    file = public_name(beir.corpus_path(folder))
+    beir.check_ids(judgements, path, corpus=corpus, queries=queries, corpus_file=file, report=report)
+
+
+def _beir_stores(folder: str, cache: Path, rows_per_part: int, report: Report) -> tuple[Store, Store]:
+    """All passages and all queries of a BEIR folder."""
+    corpus = prepare_corpus([folder], cache, rows_per_part, report)
+    path = beir.queries_path(folder)
+
+    def read(own: Report) -> Iterator[Row]:
+        return read_texts([path], parse_query, "queries", own)
+
+    return corpus, _cached(cache, "queries", _stamps([path]), QUERIES, rows_per_part, read, report)
+
+
+def _drawn(rows: Store, cache: Path, rows_per_part: int, max_rows: int, seed: int, report: Report) -> Store:
+    """At most max_rows rows of each dataset: those whose hash with the seed is smallest, in their order."""
+
+    def read(own: Report) -> Iterator[Row]:
+        largest: dict[str, list[tuple[int, int]]] = {}  # of each dataset: the kept hashes, negated, and row numbers
+        number = 0
+        for part in rows.iter_parts(["dataset"]):
+            for name in part.column("dataset").to_pylist():
+                digest = hashlib.blake2b(f"{seed} {name} {number}".encode(), digest_size=8).digest()
+                entry = (-int.from_bytes(digest, "little"), number)
+                kept = largest.setdefault(name, [])
+                (heapq.heappush if len(kept) < max_rows else heapq.heappushpop)(kept, entry)
+                number += 1
+        chosen = sorted(row for kept in largest.values() for _, row in kept)
+        own.count("rows drawn", len(chosen))
+        for some in chunks(chosen, rows_per_part):
+            yield from rows.take(np.array(some)).to_pylist()
+
+    return _cached(cache, "rows", ["drawn", rows.fingerprint, max_rows, seed], ROWS, rows_per_part, read, report)
+
+
+def _cached(
+    cache: Path,
+    kind: str,
+    key: object,
+    schema: pa.Schema,
+    rows_per_part: int,
+    read: Callable[[Report], Iterable[Row]],
+    report: Report,
+) -> Store:
+    """The store of this key: opened if it is there, else written from `read`; its report joins `report`."""
+    folder = cache / f"{kind}-{fingerprint([VERSION, key, rows_per_part])}"
+    if not (folder / "store.json").exists():
+        own = Report()
+        writer = StoreWriter(folder, schema, rows_per_part)
+        for row in read(own):
+            writer.add(row)
+        write_atomic(writer.working / "report.json", own.to_json())
+        store = writer.finish()
+        logger.info("%s: %d rows in %d parts", folder, store.num_rows, len(store.parts))
+    report.merge(Report.from_json((folder / "report.json").read_bytes()), folder.name)
+    return Store.open(folder)
+
+
+def _stamps(files: Iterable[str]) -> list[list[str]]:
+    return [[identity(file), stamp(file)] for file in files]
+
+
+def _source_files(source: str, split: str) -> list[str]:
+    """Files that decide what the rows of a source are."""
+    if beir.is_beir(source):
+        return [beir.corpus_path(source), beir.queries_path(source), beir.qrels_path(source, split)]
+    return _expanded(source)
+
+
+def _corpus_files(source: str) -> list[str]:
+    return [beir.corpus_path(source)] if beir.is_beir(source) else _expanded(source)
+
+
+def _expanded(source: str) -> list[str]:
+    """Files of a source; the source itself where there are none, to be reported when it is read."""
+    try:
+        return expand(source)
+    except FileNotFoundError:
+        return [source]
+
+
+def _found(files: Iterable[str], field: str, report: Report) -> Iterator[str]:
+    """Files that exist; each that does not is an error."""
+    for file in files:
+        if stamp(file) == "missing":
+            message = "there is no such file, no folder with data files, and no file that matches"
+            report.error("no such file", Problem(public_name(file), None, field, message))
+        else:
+            yield file

@@ -1,0 +1,26 @@
+"""What is put before a query or a passage: one place, so that mining, training, evaluation and export agree."""
+
+from rayembed.config.model import ModelConfig
+
+
+def _join(form: str, instruction: str, text: str) -> str:
+    return form.replace("\\n", "\n").format(instruction, text)
+
+
+def query_text(model: ModelConfig, query: str, prompt: str | None = None) -> str:
+    """The query as the model reads it.
+
+    Args:
+        model: holds the instruction and its format.
+        query: the bare query.
+        prompt: the row's own instruction, which replaces the model's. None or empty: the model's, if it has one.
+            (FlagEmbedding writes the text "None" before such queries when another file of the mix has prompts.)
+    """
+    instruction = prompt or model.query_instruction_for_retrieval
+    return _join(model.query_instruction_format, instruction, query) if instruction else query
+
+
+def passage_text(model: ModelConfig, passage: str) -> str:
+    """The passage as the model reads it."""
+    instruction = model.passage_instruction_for_retrieval
+    return _join(model.passage_instruction_format, instruction, passage) if instruction else passage

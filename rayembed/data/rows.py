@@ -1,0 +1,142 @@
+"""Records -> training rows: FlagEmbedding's form (query, pos, neg, ...) and triplets (query, positive, negative)."""
+
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+
+from rayembed.data import fields
+from rayembed.data.problems import Report
+from rayembed.data.readers import Record
+from rayembed.data.store import Row, SeenHashes, chunks, hash_texts
+
+TRIPLET = {"positive": "pos", "negative": "neg"}
+COLUMNS = (
+    *("query_id", "query", "prompt", "pos", "pos_ids", "neg", "neg_ids", "pos_scores", "neg_scores", "dataset", "type"),
+    *TRIPLET,
+)
+BATCH = 1024  # rows held at a time while duplicates are looked for
+
+
+def parse_row(record: Record, report: Report) -> Row | None:
+    """A row of the ROWS schema. None: something is wrong with it (errors in the report).
+
+    Ids that the record lacks come from the texts; `dataset` is the file unless the record names one.
+    """
+    before = report.errors.total
+    _unknown_columns(record, report)
+    query = fields.text_field(record, "query", report, required=True)
+    pos = _passages(record, "pos", report)
+    neg = _passages(record, "neg", report)
+    if pos == [] or (record.value.get("pos") is None and record.value.get("positive") is None):
+        message = "is empty; allowed: at least one passage" if pos == [] else fields.missing(record, "pos")
+        report.error("no pos", record.problem("pos", message))
+    row: Row = {
+        "query_id": fields.id_field(record, "query_id", report) or (query and fields.query_id(query)),
+        "query": query,
+        "prompt": _optional(record, "prompt", report),
+        "pos": pos,
+        "neg": neg or [],
+        "dataset": fields.text_field(record, "dataset", report) or record.file,
+        "type": _optional(record, "type", report),
+    }
+    for name, texts in (("pos", pos), ("neg", neg if neg is not None else [])):
+        if texts is not None:
+            row[f"{name}_ids"] = fields.ids_field(record, f"{name}_ids", texts, report)
+            row[f"{name}_scores"] = fields.scores_field(record, f"{name}_scores", len(texts), report)
+    if row.get("pos_scores") is not None and not row["neg"]:
+        row["neg_scores"] = []
+    if report.errors.total == before:
+        _both(record, row, report)
+    return row if report.errors.total == before else None
+
+
+def survey(rows: Iterable[tuple[Record, Row]], report: Report) -> Iterator[Row]:
+    """Pass rows on, and note what is unusual over all of them; the record of a row holds its place."""
+    seen = {name: SeenHashes() for name in ("query", "query_id", "named query", "row")}
+    for batch in chunks(rows, BATCH):
+        keys = [_keys(row) for _, row in batch]
+        met = {name: each.add(hash_texts(key[name] for key in keys)) for name, each in seen.items()}
+        for i, (place, row) in enumerate(batch):
+            _note_absent(place, row, report)
+            if met["row"][i]:
+                _warn(report, "duplicate rows", place, "query", "an earlier row has the same query and positives")
+            elif met["query"][i]:
+                _warn(report, "same query in several rows", place, "query", "an earlier row has this query")
+            if met["query_id"][i] and not met["named query"][i]:
+                message = f"{row['query_id']!r} stood for another query before; one id may stand for one text only"
+                report.error("query_id of two queries", place.problem("query_id", message))
+            yield row
+    _only_where_mixed(report)
+
+
+def _keys(row: Row) -> dict[str, str]:
+    query = row["query"]
+    return {
+        "query": query,
+        "query_id": row["query_id"],
+        "named query": f"{row['query_id']}\0{query}",
+        "row": "\0".join([query, *sorted(row["pos"])]),
+    }
+
+
+def _note_absent(place: Record, row: Row, report: Report) -> None:
+    """Count the row, and what it may have and has not."""
+    report.count("rows")
+    report.count(f"rows of {row['dataset']}")
+    report.count("positives", len(row["pos"]))
+    report.count("negatives", len(row["neg"]))
+    if not row["neg"]:
+        _warn(report, "rows without negatives", place, "neg", "no negatives")
+    if row.get("pos_scores") is None or (row["neg"] and row.get("neg_scores") is None):
+        _warn(report, "rows without scores", place, "pos_scores", "no teacher scores for every passage")
+    if row.get("prompt") is None:
+        _warn(report, "rows without prompt", place, "prompt", "no prompt of its own, as other rows have")
+
+
+def _only_where_mixed(report: Report) -> None:
+    """Rows without scores or prompt are unusual only if others have them; how many is counted in any case."""
+    for kind in ("rows without scores", "rows without prompt"):
+        number = report.warnings.counts.get(kind, 0)
+        report.count(kind, number)
+        if number == report.counts.get("rows", 0):
+            report.warnings.drop(kind)
+
+
+def _warn(report: Report, kind: str, place: Record, field: str, message: str) -> None:
+    report.warn(kind, place.problem(field, message))
+
+
+def _passages(record: Record, field: str, report: Report) -> list[str] | None:
+    """The texts of pos or neg in either form. None: absent or wrong."""
+    single = next(name for name, list_name in TRIPLET.items() if list_name == field)
+    if record.value.get(single) is None:
+        return fields.texts_field(record, field, report)
+    if record.value.get(field) is not None:
+        message = f"found {single} and {field} in one row, allowed: one of them"
+        report.error("two forms in one row", record.problem(field, message))
+        return None
+    text = fields.text_field(record, single, report)
+    return None if text is None else [text]
+
+
+def _optional(record: Record, field: str, report: Report) -> str | None:
+    """A text that may be empty and keeps its white space, as a prompt does."""
+    value = record.value.get(field)
+    if isinstance(value, str):
+        return value
+    return fields.text_field(record, field, report)
+
+
+def _both(record: Record, row: Row, report: Report) -> None:
+    """Refuse a passage that is positive and negative of the same query."""
+    texts, ids = set(row["pos"]), set(row["pos_ids"])
+    for i, (text, name) in enumerate(zip(row["neg"], row["neg_ids"], strict=True)):
+        if text in texts or name in ids:
+            message = f"{text[:60]!r} is also a positive of this query; allowed: one of the two"
+            report.error("passage is both pos and neg", record.problem(f"neg[{i}]", message))
+
+
+def _unknown_columns(record: Record, report: Report) -> None:
+    for name in [name for name in record.value if name not in COLUMNS]:
+        near = get_close_matches(name, COLUMNS, n=1)
+        message = "this column is not read" + (f"; did you mean {near[0]!r}?" if near else "")
+        report.warn(f"column {name!r} is not read", record.problem(name, message))

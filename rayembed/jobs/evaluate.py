@@ -1,0 +1,222 @@
+"""The job `evaluate`: base and tuned model on the full corpus, by the same encoding and search as mining."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayembed.config import Experiment
+from rayembed.config.jobs import EvaluateConfig
+from rayembed.data.prepare import Evaluation, prepare
+from rayembed.data.storage import write_atomic
+from rayembed.data.store import Store
+from rayembed.evaluation.distributions import similarity_summary
+from rayembed.evaluation.ranking import evaluate_rankings
+from rayembed.evaluation.significance import compare
+from rayembed.evaluation.trec import write_run
+from rayembed.jobs.folders import Reads, state, written_once
+from rayembed.jobs.ranking import ShardTops, search_shards
+from rayembed.jobs.session import ray_session
+from rayembed.jobs.vectors import encode_store
+from rayembed.models.loading import pooling_of, weights_fingerprint
+
+logger = logging.getLogger(__name__)
+Ranking = list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One model on the evaluation set."""
+
+    rankings: dict[str, Ranking]
+    means: dict[str, float]
+    per_query: dict[str, dict[str, float]]
+    positive_scores: NDArray[np.float32]
+    """Of every judged positive."""
+
+    negative_scores: NDArray[np.float32]
+    """Of the best passages that are not positives, as many a query as it has positives."""
+
+
+def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
+    """Evaluates the base model and, where OUTPUT_DIR/model is there, the tuned one.
+
+    Args:
+        experiment: sections evaluate, data, model.
+        overwrite: replace a folder that was evaluated from something else.
+
+    Returns:
+        OUTPUT_DIR/evaluate: metrics.json, similarities.json, per_query.jsonl, base.trec, tuned.trec.
+    """
+    config = _section(experiment)
+    evaluation = _data(experiment)
+    final = Path(experiment.output_dir) / "evaluate"
+
+    def write(folder: Path) -> None:
+        with ray_session(experiment.ray):
+            judged = {
+                name: _judge(experiment, config, evaluation, model) for name, model in _models(experiment).items()
+            }
+        _write(config, evaluation, judged, folder, experiment.seed)
+
+    written = written_once(final, _reads(experiment, config, evaluation), write, overwrite=overwrite)
+    logger.info("evaluate: %s", summary(written))
+    return written
+
+
+def plan(experiment: Experiment) -> str:
+    """What `run` would do."""
+    config, evaluation = _section(experiment), _data(experiment)
+    where = state(Path(experiment.output_dir) / "evaluate", _reads(experiment, config, evaluation))
+    return (
+        f"evaluate: {evaluation.queries.num_rows:,} queries against {evaluation.corpus.num_rows:,} passages, "
+        f"{' and '.join(_models(experiment))}; {where}"
+    )
+
+
+def summary(folder: Path) -> str:
+    """The result in one line."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    found = metrics.get("significance")
+    if found is None:
+        name = metrics["metric"]
+        return f"base {name} {metrics['base'][name]:.4f} (no tuned model yet)"
+    return (
+        f"{found['metric']} {found['base']:.4f} -> {found['tuned']:.4f} ({found['difference']:+.4f}, "
+        f"p = {found['p_value']:.4g}; won {found['wins']}, tied {found['ties']}, lost {found['losses']} of "
+        f"{found['num_queries']} queries)"
+    )
+
+
+def _section(experiment: Experiment) -> EvaluateConfig:
+    return experiment.evaluate or EvaluateConfig()
+
+
+def _data(experiment: Experiment) -> Evaluation:
+    prepared = prepare(experiment, rows=False, corpus=False)
+    prepared.report.raise_if_errors()
+    if prepared.evaluation is None:
+        raise ValueError("evaluate needs an evaluation set; set data.evaluation to a BEIR folder")
+    return prepared.evaluation
+
+
+def _models(experiment: Experiment) -> dict[str, str]:
+    tuned = Path(experiment.output_dir) / "model"
+    models = {"base": experiment.model.name_or_path}
+    if tuned.is_dir():
+        models["tuned"] = str(tuned)
+    elif experiment.train is not None:
+        raise ValueError(
+            f"{tuned} is not there, and the experiment has a section train; run `rayembed train` first (or "
+            "`rayembed run`), or remove the section to evaluate the base model alone"
+        )
+    return models
+
+
+def _reads(experiment: Experiment, config: EvaluateConfig, evaluation: Evaluation) -> Reads:
+    return {
+        "queries": evaluation.queries.fingerprint,
+        "corpus": evaluation.corpus.fingerprint,
+        "qrels": experiment.data.evaluation_split,
+        "weights": {name: weights_fingerprint(model) for name, model in _models(experiment).items()},
+        "pooling": pooling_of(experiment.model),
+        "max_len": [experiment.max_len("query"), experiment.max_len("passage")],
+        "dtype": experiment.encode.dtype,
+        "k_values": list(config.k_values),
+        "significance_metric": config.significance_metric,
+        "num_permutations": config.num_permutations,
+    }
+
+
+def _judge(experiment: Experiment, config: EvaluateConfig, evaluation: Evaluation, model: str) -> Judged:
+    queries = encode_store(experiment, evaluation.queries, "query", model=model)
+    passages = encode_store(experiment, evaluation.corpus, "passage", model=model)
+    k = max(*config.k_values, _metric_k(config))
+    tops = ShardTops(search_shards(experiment, queries, passages, k), evaluation.corpus)
+    rankings: dict[str, Ranking] = {}
+    for part in evaluation.queries.parts:
+        ids = evaluation.queries.take(np.arange(part.first_row, part.first_row + part.num_rows), ["id"])
+        merged = tops.merged(part.first_row, part.first_row + part.num_rows, k)
+        for query_id, (scores, rows) in zip(ids.column("id").to_pylist(), merged, strict=True):
+            passage_ids = evaluation.corpus.take(rows, ["id"]).column("id").to_pylist()
+            rankings[query_id] = list(zip(passage_ids, scores.tolist(), strict=True))
+    ranked = {query_id: [passage_id for passage_id, _ in ranking] for query_id, ranking in rankings.items()}
+    means, per_query = evaluate_rankings(ranked, evaluation.qrels, [*config.k_values, _metric_k(config)])
+    query_rows = dict(zip(_all_ids(evaluation), range(evaluation.queries.num_rows), strict=True))
+    positives, negatives = [], []
+    query_vectors = queries.all()
+    for query_id in per_query:
+        own = [passage_id for passage_id, grade in evaluation.qrels[query_id].items() if grade > 0]
+        vectors = passages.take(evaluation.corpus.find_ids(own))
+        positives.append(vectors @ query_vectors[query_rows[query_id]])
+        others = [score for passage_id, score in rankings[query_id] if passage_id not in own]
+        negatives.append(np.array(others[: len(own)], np.float32))
+    return Judged(rankings, means, per_query, np.concatenate(positives), np.concatenate(negatives))
+
+
+def _metric_k(config: EvaluateConfig) -> int:
+    return int(config.significance_metric.split("@")[1])
+
+
+def _all_ids(evaluation: Evaluation) -> list[str]:
+    return [str(i) for table in evaluation.queries.iter_parts(["id"]) for i in table.column("id").to_pylist()]
+
+
+def _write(config: EvaluateConfig, evaluation: Evaluation, judged: dict[str, Judged], folder: Path, seed: int) -> None:
+    metric = config.significance_metric
+    metrics: dict[str, Any] = {name: model.means for name, model in judged.items()}
+    metrics |= {
+        "metric": metric,
+        "num_queries": len(judged["base"].per_query),
+        "num_passages": evaluation.corpus.num_rows,
+    }
+    for name, model in judged.items():
+        write_run(folder / f"{name}.trec", model.rankings, tag=f"rayembed-{name}")
+    if "tuned" in judged:
+        base, tuned = (
+            {query_id: values[metric] for query_id, values in judged[name].per_query.items()}
+            for name in ("base", "tuned")
+        )
+        metrics["significance"] = compare(metric, base, tuned, num_permutations=config.num_permutations, seed=seed)
+        lines = _per_query(evaluation, judged, base, tuned)
+        write_atomic(folder / "per_query.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    similarities = {
+        name: similarity_summary(model.positive_scores, model.negative_scores) for name, model in judged.items()
+    }
+    write_atomic(folder / "similarities.json", json.dumps(similarities).encode())
+    write_atomic(folder / "metrics.json", json.dumps(metrics, indent=1).encode())
+
+
+def _per_query(
+    evaluation: Evaluation, judged: dict[str, Judged], base: dict[str, float], tuned: dict[str, float]
+) -> list[dict[str, Any]]:
+    queries = dict(zip(_all_ids(evaluation), _texts(evaluation.queries), strict=True))
+
+    def passages(ids: Sequence[str]) -> list[str]:
+        rows = evaluation.corpus.find_ids(ids)
+        return [str(text) for text in evaluation.corpus.take(rows, ["text"]).column("text").to_pylist()]
+
+    lines = []
+    for query_id, value in base.items():
+        relevant = [passage_id for passage_id, grade in evaluation.qrels[query_id].items() if grade > 0]
+        line = {
+            "query_id": query_id,
+            "query": queries[query_id],
+            "base": value,
+            "tuned": tuned[query_id],
+            "positives": passages(relevant),
+        }
+        for name in ("base", "tuned"):
+            top, score = judged[name].rankings[query_id][0]
+            line[f"{name}_top"] = {"id": top, "text": passages([top])[0], "score": score, "relevant": top in relevant}
+        lines.append(line)
+    return lines
+
+
+def _texts(store: Store) -> list[str]:
+    return [str(text) for table in store.iter_parts(["text"]) for text in table.column("text").to_pylist()]

@@ -1,0 +1,135 @@
+"""The job `export`: the check that the exported folder gives the trained vectors, the model card, other formats."""
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import Environment, PackageLoader
+from numpy.typing import NDArray
+
+from rayembed import __version__
+from rayembed.config import Experiment
+from rayembed.config.jobs import ExportConfig
+from rayembed.data.storage import write_atomic
+from rayembed.jobs.folders import written_once
+from rayembed.models.encoding import DTYPES
+from rayembed.models.export import max_seq_length, prompt_suffix, prompts
+from rayembed.models.families import FAMILIES
+from rayembed.models.loading import pooling_of, weights_fingerprint
+from rayembed.models.probe import least_cosine, read_probe
+
+logger = logging.getLogger(__name__)
+LEAST_COSINE = 0.9999
+LEAST_COSINE_HALF = 0.999  # weights rounded to 16 bits
+
+
+class ExportError(RuntimeError):
+    """The exported folder does not give the vectors of training."""
+
+
+def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
+    """Checks OUTPUT_DIR/model against the vectors of training and writes its card and other formats.
+
+    Args:
+        experiment: section export.
+        overwrite: write the formats anew where they were made from other weights.
+
+    Returns:
+        OUTPUT_DIR/model.
+
+    Raises:
+        ValueError: there is no model yet.
+        ExportError: a vector's cosine to that of training is below 0.9999.
+    """
+    config = experiment.export or ExportConfig()
+    out = Path(experiment.output_dir)
+    model = out / "model"
+    if not model.is_dir():
+        raise ValueError(f"{model} is not there; run `rayembed train` first")
+    cosine = check_vectors(model, out / "train", LEAST_COSINE)
+    logger.info("export: %s gives the vectors of training, least cosine %.6f", model, cosine)
+    for name in config.formats:
+
+        def write(folder: Path, name: str = name) -> None:
+            _write_format(model, folder, DTYPES[name])
+            check_vectors(folder, out / "train", LEAST_COSINE_HALF)
+
+        written_once(out / f"model-{name}", {"weights": _weights(model)}, write, overwrite=overwrite)
+    write_atomic(model / "README.md", card(experiment, out, cosine).encode())
+    return model
+
+
+def plan(experiment: Experiment) -> str:
+    """What `run` would do."""
+    config = experiment.export or ExportConfig()
+    formats = ", ".join(("sentence-transformers", *config.formats))
+    return f"export: check of {Path(experiment.output_dir) / 'model'}, model card, formats {formats}"
+
+
+def check_vectors(folder: Path, train_folder: Path, least: float) -> float:
+    """The smallest cosine between the vectors of training and those that sentence-transformers gives on a folder.
+
+    Raises:
+        ExportError: it is below `least`.
+    """
+    texts, trained = read_probe(train_folder)
+    cosine = least_cosine(trained, sentence_transformers_vectors(folder, texts))
+    if math.isnan(cosine) or cosine < least:
+        raise ExportError(
+            f"{folder}: the least cosine between its vectors in sentence-transformers and those of training is "
+            f"{cosine:.6f}, below {least}; the export is wrong, do not use it (and report this)"
+        )
+    return cosine
+
+
+def sentence_transformers_vectors(folder: Path, texts: list[str]) -> NDArray[np.float32]:
+    """What a user of sentence-transformers gets: vectors [N, D] of texts without prompts."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+    vectors: NDArray[np.float32] = model.encode(texts, prompt="", convert_to_numpy=True, show_progress_bar=False)
+    return vectors
+
+
+def _weights(model: Path) -> str:
+    """Of the weights alone: the card is written into the folder later."""
+    return weights_fingerprint(str(model))
+
+
+def _write_format(model: Path, folder: Path, dtype: torch.dtype) -> None:
+    import shutil
+
+    from transformers import AutoModel
+
+    for path in sorted(model.iterdir()):
+        if path.suffix != ".safetensors":
+            (shutil.copytree if path.is_dir() else shutil.copy2)(path, folder / path.name)
+    AutoModel.from_pretrained(str(model), dtype=dtype).save_pretrained(folder)
+
+
+def card(experiment: Experiment, out: Path, cosine: float) -> str:
+    """The model card: what it is, what it was trained on and how, what was measured."""
+    metrics_file = out / "evaluate" / "metrics.json"
+    metrics: dict[str, Any] = json.loads(metrics_file.read_text()) if metrics_file.exists() else {}
+    steps = (out / "train" / "metrics.jsonl").read_text().splitlines()
+    template = Environment(
+        loader=PackageLoader("rayembed.models", "templates"), autoescape=False, trim_blocks=True, lstrip_blocks=True
+    ).get_template("card.md.j2")
+    return template.render(
+        name=out.name,
+        version=__version__,
+        experiment=experiment,
+        pooling=pooling_of(experiment.model),
+        prompts=prompts(experiment.model),
+        prompt_suffix=prompt_suffix(experiment.model),
+        max_seq_length=max_seq_length(experiment),
+        flag_model_class=FAMILIES[experiment.model.family].flag_model_class,
+        metrics=metrics,
+        steps=len(steps),
+        last=json.loads(steps[-1]) if steps else {},
+        cosine=cosine,
+    )

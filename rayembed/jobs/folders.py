@@ -1,0 +1,89 @@
+"""A job's folder: written beside its final name, resumed when it was left half done, reused when nothing changed."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rayembed.data.storage import publish_folder, working_folder, write_atomic
+
+RECORD = "job.json"
+Reads = dict[str, Any]
+logger = logging.getLogger(__name__)
+
+
+class ChangedError(ValueError):
+    """A folder was made from something else than what is asked for now."""
+
+
+def written_once(final: Path, reads: Reads, write: Callable[[Path], None], *, overwrite: bool) -> Path:
+    """Runs `write` on a working folder and gives it its final name, unless it is there already.
+
+    Args:
+        final: the job's folder.
+        reads: what the result depends on, as JSON: settings, fingerprints of weights and data.
+        write: fills the folder; finds what an interrupted run of the same job left.
+        overwrite: remove what was made from something else.
+
+    Returns:
+        `final`.
+
+    Raises:
+        ChangedError: the folder, or an unfinished one, was made from something else; the message says from what.
+    """
+    working = working_folder(final)
+    for folder in (final, working):
+        if folder.exists() and not overwrite:
+            _refuse_changes(folder, reads)
+        elif folder.exists() and changes(folder, reads) != []:
+            shutil.rmtree(folder)
+    if final.exists():
+        logger.info("%s: up to date, nothing to do", final)
+        return final
+    working.mkdir(parents=True, exist_ok=True)
+    write_atomic(working / RECORD, json.dumps(reads, indent=1, sort_keys=True).encode())
+    write(working)
+    publish_folder(final)
+    return final
+
+
+def changes(folder: Path, reads: Reads) -> list[str]:
+    """What differs between what the folder was made from and `reads`, a line each."""
+    path = folder / RECORD
+    if not path.is_file():
+        return [f"{folder} has no {RECORD}"]
+    was, now = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(reads)))
+    return [
+        f"{key}: was {was.get(key, 'absent')}, is {now.get(key, 'absent')}"
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key)
+    ]
+
+
+def _refuse_changes(folder: Path, reads: Reads) -> None:
+    found = changes(folder, reads)
+    if found:
+        lines = "\n  ".join(found)
+        raise ChangedError(
+            f"{folder} was made from something else:\n  {lines}\nUse --overwrite to replace it, another output_dir to "
+            "keep both, or set the settings back"
+        )
+
+
+def state(final: Path, reads: Reads) -> str:
+    """In words for --dry-run: whether the job would run, resume, or has nothing to do."""
+    for folder, same in ((final, "is up to date"), (working_folder(final), "was left half done and would be resumed")):
+        if folder.exists():
+            return same if not changes(folder, reads) else "was made from other settings: needs --overwrite"
+    return "would be written"
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401 - JSON
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat.update(_flat(item, f"{prefix}.{key}" if prefix else str(key)))
+    return flat

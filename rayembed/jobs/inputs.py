@@ -1,0 +1,41 @@
+"""Which training rows a job reads: by default what the job before it wrote."""
+
+from pathlib import Path
+
+from rayembed.config import Experiment
+from rayembed.data.prepare import prepare, prepare_rows
+from rayembed.data.problems import Report
+from rayembed.data.store import Store
+
+
+def training_rows(experiment: Experiment, *, after: tuple[str, ...]) -> tuple[Store, str]:
+    """The rows to score or train on, checked.
+
+    Args:
+        experiment: which sections it has decides which jobs ran before.
+        after: jobs that may have written the rows, the latest first: ("score", "mine").
+
+    Returns:
+        The rows, and where they come from.
+
+    Raises:
+        ValueError: the rows have errors, or a job before this one has a section but has not run.
+    """
+    out = Path(experiment.output_dir)
+    for job in after:
+        if getattr(experiment, job) is None:
+            continue
+        if not (out / job).is_dir():
+            raise ValueError(
+                f"{out / job} is not there, and the experiment has a section {job}; run `rayembed {job}` first (or "
+                f"`rayembed run`), or remove the section"
+            )
+        report = Report()
+        rows = prepare_rows([str(out / job)], out / "cache", experiment.encode.queries_per_unit, report)
+        report.raise_if_errors()
+        return rows, str(out / job)
+    prepared = prepare(experiment, corpus=False, evaluation=False)
+    prepared.report.raise_if_errors()
+    if prepared.rows is None:
+        raise ValueError("there are no training rows; set data.train to files, folders or globs")
+    return prepared.rows, ", ".join(experiment.data.train)

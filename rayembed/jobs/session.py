@@ -1,0 +1,67 @@
+"""The Ray that the jobs run on: a cluster's if there is one, else a local one for the length of the command."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from rayembed.config.ray import RayConfig
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def ray_session(config: RayConfig) -> Iterator[None]:
+    """Connects to Ray; a local Ray that was started here ends with the block.
+
+    Raises:
+        ValueError: the local machine has fewer cores or GPUs than the workers need.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
+    else:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=True,
+            logging_level=logging.WARNING,
+            configure_logging=True,
+        )
+    try:
+        if not address:
+            _check_resources(config)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_resources(config: RayConfig) -> None:
+    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call] # Ray types it not
+    cpus, gpus = config.num_workers * config.cpus_per_worker, config.num_workers * int(config.use_gpu)
+    if cpus > have.get("CPU", 0):
+        raise ValueError(
+            f"ray.num_workers {config.num_workers} x ray.cpus_per_worker {config.cpus_per_worker} asks for {cpus} CPU "
+            f"cores; this machine has {have.get('CPU', 0):.0f}. Lower either, or set ray.address to a cluster"
+        )
+    if gpus > have.get("GPU", 0):
+        raise ValueError(
+            f"ray.use_gpu with ray.num_workers {config.num_workers} asks for {gpus} GPUs; this machine has "
+            f"{have.get('GPU', 0):.0f}. Set ray.use_gpu: false, lower ray.num_workers, or set ray.address to a cluster"
+        )
+
+
+def log_from_worker() -> None:
+    """Lets the progress lines of a worker process reach its output, which Ray brings to the driver."""
+    log = logging.getLogger("rayembed")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        log.addHandler(handler)
+        log.propagate = False
+    log.setLevel(logging.INFO)

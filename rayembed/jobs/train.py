@@ -1,0 +1,225 @@
+"""The job `train`: Ray Train workers, one DeepSpeed engine each, from the base model to OUTPUT_DIR/model."""
+
+import logging
+import os
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from rayembed.config import Experiment
+from rayembed.config.deepspeed import deepspeed_settings
+from rayembed.config.train import TrainConfig
+from rayembed.data.plan import BatchPlan, total_batches
+from rayembed.data.store import Store
+from rayembed.jobs.folders import Reads, state, written_once
+from rayembed.jobs.inputs import training_rows
+from rayembed.jobs.session import log_from_worker, ray_session
+from rayembed.jobs.tokenize import Tokenized, tokenize_rows
+from rayembed.jobs.vectors import EXPERIMENT
+from rayembed.models.loading import pooling_of, weights_fingerprint
+from rayembed.training.objective import negatives_per_query
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingError(RuntimeError):
+    """Training stopped before its end; its last checkpoint is kept."""
+
+
+def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
+    """Trains; a run that was killed goes on from its last checkpoint.
+
+    Args:
+        experiment: sections train, data, model, ray.
+        overwrite: train anew where the folder was made from something else.
+
+    Returns:
+        OUTPUT_DIR/train: metrics.jsonl, checkpoints/, tensorboard/. The model itself is OUTPUT_DIR/model.
+
+    Raises:
+        ValueError: rows, settings or the folder do not fit.
+        TrainingError: a worker failed more than ray.max_failures times.
+    """
+    config = _section(experiment)
+    rows, _ = training_rows(experiment, after=("score", "mine"))
+    check_rows(experiment, config, rows)
+    final = Path(experiment.output_dir) / "train"
+
+    def write(folder: Path) -> None:
+        with ray_session(experiment.ray):
+            _fit(experiment, tokenize_rows(experiment, rows), rows, folder)
+
+    return written_once(final, _reads(experiment, rows), write, overwrite=overwrite)
+
+
+def plan(experiment: Experiment) -> str:
+    """What `run` would do."""
+    config = _section(experiment)
+    rows, source = training_rows(experiment, after=("score", "mine"))
+    check_rows(experiment, config, rows)
+    batches = BatchPlan(rows.num_rows, experiment.global_batch_size(), experiment.seed)
+    total = total_batches(
+        batches,
+        num_train_epochs=config.num_train_epochs,
+        max_steps=config.max_steps,
+        accumulation=config.gradient_accumulation_steps,
+    )
+    negatives = negatives_per_query(
+        config,
+        global_batch_size=batches.global_batch_size,
+        num_workers=experiment.ray.num_workers,
+        group_size=experiment.data.train_group_size,
+    )
+    where = state(Path(experiment.output_dir) / "train", _reads(experiment, rows))
+    return (
+        f"train: {rows.num_rows:,} rows of {source}, {batches.batches_per_epoch:,} batches of "
+        f"{batches.global_batch_size:,} queries an epoch on {experiment.ray.num_workers} workers, "
+        f"{total // config.gradient_accumulation_steps:,} steps, {negatives:,} negatives a query; {where}"
+    )
+
+
+def check_rows(experiment: Experiment, config: TrainConfig, rows: Store) -> None:
+    """Refuses rows that the settings cannot be used with, before anything starts.
+
+    Raises:
+        ValueError: no negatives where the group needs some, no scores where distillation needs them, too few rows.
+    """
+    BatchPlan(rows.num_rows, experiment.global_batch_size(), experiment.seed)
+    deepspeed_settings(experiment)
+    group, distill = experiment.data.train_group_size, config.knowledge_distillation
+    for part in rows.iter_parts(["query", "neg", "pos_scores", "neg_scores"]):
+        for row in part.to_pylist():
+            if group > 1 and not row["neg"]:
+                raise ValueError(
+                    f"data.train_group_size is {group}, but the row of query {row['query'][:80]!r} has no negatives; "
+                    "add a section mine, or set data.train_group_size: 1 (in-batch negatives alone)"
+                )
+            if distill and (row["pos_scores"] is None or row["neg_scores"] is None):
+                raise ValueError(
+                    f"train.knowledge_distillation is true, but the row of query {row['query'][:80]!r} has no teacher "
+                    "scores; add a section score, or set it to false"
+                )
+    if config.no_in_batch_neg and group == 1:
+        raise ValueError(
+            "train.no_in_batch_neg with data.train_group_size 1 leaves no negative at all: the loss would be 0"
+        )
+
+
+def _section(experiment: Experiment) -> TrainConfig:
+    if experiment.train is None:
+        raise ValueError("the experiment has no section train; add one (train: {} takes every default)")
+    return experiment.train
+
+
+def _reads(experiment: Experiment, rows: Store) -> Reads:
+    config = _section(experiment)
+    not_the_result = {"save_steps", "save_total_limit", "logging_steps"}
+    data = asdict(experiment.data)
+    return {
+        "rows": rows.fingerprint,
+        "weights": weights_fingerprint(experiment.model.name_or_path),
+        "model": {**asdict(experiment.model), "pooling": pooling_of(experiment.model), "name_or_path": None},
+        "data": {
+            key: data[key] for key in ("train_group_size", "query_max_len", "passage_max_len", "pad_to_multiple_of")
+        },
+        "train": {key: value for key, value in asdict(config).items() if key not in not_the_result},
+        "deepspeed": deepspeed_settings(experiment),
+        "num_workers": experiment.ray.num_workers,
+        "seed": experiment.seed,
+    }
+
+
+def _fit(experiment: Experiment, tokens: Tokenized, rows: Store, folder: Path) -> None:
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # Ray Train polls its workers every 2 s otherwise
+    config, resources = _section(experiment), experiment.ray
+    out = Path(experiment.output_dir).resolve()
+    trainer = ray.train.torch.TorchTrainer(
+        _worker,
+        train_loop_config={
+            "experiment": EXPERIMENT.dump_json(experiment).decode(),
+            "tokens": str(tokens.folder.resolve()),
+            "parts": list(tokens.parts),
+            "train_folder": str(folder.resolve()),
+            "model_folder": str(out / "model"),
+            "probe_texts": _probe_texts(experiment, rows),
+        },
+        torch_config=ray.train.torch.TorchConfig(
+            backend="nccl" if resources.use_gpu else "gloo", timeout_s=resources.timeout_s
+        ),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.num_workers,
+            use_gpu=resources.use_gpu,
+            resources_per_worker={
+                "CPU": resources.cpus_per_worker,
+                **({"GPU": 1} if resources.use_gpu else {}),
+            },
+        ),
+        run_config=ray.train.RunConfig(
+            name="checkpoints",
+            storage_path=str(folder.resolve()),
+            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.save_total_limit),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise TrainingError(
+            f"training stopped: {_cause(error)}\nIts checkpoints are kept in {folder / 'checkpoints'}; run the same "
+            "command again to go on from the last one"
+        ) from error
+
+
+def _probe_texts(experiment: Experiment, rows: Store) -> list[str]:
+    count = experiment.export.probe_texts if experiment.export is not None else 64
+    first = rows.read_part(0, ["query", "pos"]).slice(0, count // 2).to_pylist()
+    return [text for row in first for text in (row["query"], row["pos"][0])]
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason that Ray wrapped, in its last line."""
+    failures = getattr(error, "worker_failures", None) or {}
+    reasons = [f"worker {rank}: {str(failure).strip().splitlines()[-1]}" for rank, failure in failures.items()]
+    return "; ".join(reasons) or (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    """Runs in every Ray Train worker."""
+    from rayembed.training.engine import Engine
+    from rayembed.training.loop import Worker, train
+
+    log_from_worker()
+    experiment = EXPERIMENT.validate_json(settings["experiment"])
+    torch.set_num_threads(experiment.ray.cpus_per_worker)
+    context = ray.train.get_context()
+    checkpoint = ray.train.get_checkpoint()
+
+    def save(engine: Engine, state: dict[str, int]) -> None:
+        with tempfile.TemporaryDirectory() as folder:  # a folder of its own a rank: Ray brings them together
+            engine.save(Path(folder), state)
+            ray.train.report(
+                {"step": state["step"]},
+                checkpoint=ray.train.Checkpoint.from_directory(folder),
+                checkpoint_dir_name=f"step-{state['step']:08d}",
+            )
+
+    worker = Worker(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        device=ray.train.torch.get_device(),
+        tokens=Path(settings["tokens"]),
+        parts=tuple(settings["parts"]),
+        train_folder=Path(settings["train_folder"]),
+        model_folder=Path(settings["model_folder"]),
+        probe_texts=tuple(settings["probe_texts"]),
+    )
+    if checkpoint is None:
+        train(experiment, worker, resume_from=None, checkpoint=save)
+        return
+    with checkpoint.as_directory() as folder:
+        train(experiment, worker, resume_from=Path(folder), checkpoint=save)

@@ -1,0 +1,181 @@
+"""Units of work on Ray Data: every pass over texts is a list of units, one row each, that any worker may do.
+
+A unit's output has a name that follows from the plan alone, appears whole, and is marked done beside it. So a killed
+run goes on with what is left, doing a unit twice does no harm, and results depend on neither the number of workers nor
+their order. Ray Data holds names alone: texts and vectors go from disk to disk.
+"""
+
+import importlib
+import json
+import logging
+import os
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.data
+
+from rayembed.config.ray import RayConfig
+from rayembed.data.storage import write_atomic
+from rayembed.tracking.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work."""
+
+    name: str
+    """Names its output; unique in its folder."""
+
+    size: int
+    """How many texts (or queries) it holds, for the progress line."""
+
+    spec: dict[str, Any]
+    """What the worker is given, as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is done with each unit, and where."""
+
+    what: str
+    """First words of the progress line."""
+
+    counted: str
+    """What `Unit.size` counts, in the plural."""
+
+    worker: str
+    """module:Class; made once an actor with `arguments`, called with (spec, name, folder), returns counts as JSON."""
+
+    arguments: dict[str, Any]
+    folder: Path
+
+
+class UnitError(RuntimeError):
+    """Some units could not be done; the others are kept."""
+
+
+def run_units(
+    units: Sequence[Unit], work: Work, config: RayConfig, *, use_gpu: bool | None = None
+) -> list[dict[str, Any]]:
+    """Does the units that are not done yet, on `ray.num_workers` actors.
+
+    Args:
+        units: the whole plan.
+        work: the worker and the folder.
+        config: actors, their resources, retries.
+        use_gpu: one GPU an actor. None: as ray.use_gpu says.
+
+    Returns:
+        Each unit's counts, in the order of the plan.
+
+    Raises:
+        UnitError: units raised, or killed their worker `ray.max_unit_retries` times; the message names them.
+    """
+    work.folder.mkdir(parents=True, exist_ok=True)
+    pending = [unit for unit in units if not _done_file(work.folder, unit.name).exists()]
+    total, done = sum(unit.size for unit in units), sum(unit.size for unit in units) - sum(u.size for u in pending)
+    if pending:
+        if done:
+            logger.info("%s: %d of %d units are done already", work.what, len(units) - len(pending), len(units))
+        progress = Progress(work.what, total, unit=work.counted, done=done)
+        sizes = {unit.name: unit.size for unit in units}
+        errors = {}
+        for row in _stream(pending, work, config, config.use_gpu if use_gpu is None else use_gpu):
+            if row["error"]:
+                errors[row["name"]] = row["error"]
+            else:
+                progress.add(sizes.pop(row["name"], 0))
+        progress.add(0, force=True)
+        _raise_if_failed(pending, work, errors, config)
+    return [json.loads(_done_file(work.folder, unit.name).read_text()) for unit in units]
+
+
+def _stream(pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: bool) -> Any:  # noqa: ANN401
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_errored_blocks = len(pending)  # a unit that kills its worker must not take the others with it
+    context.execution_no_progress_timeout_s = 6 * 3600
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    arguments = {
+        "worker": work.worker,
+        "arguments": work.arguments,
+        "folder": str(work.folder),
+        "threads": config.cpus_per_worker,
+        "use_gpu": use_gpu,
+    }
+    items = [{"name": unit.name, "spec": json.dumps(asdict(unit)["spec"])} for unit in pending]
+    return (
+        ray.data.from_items(items, override_num_blocks=len(items))
+        .map_batches(
+            UnitActor,
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(
+                size=min(config.num_workers, len(items)), max_tasks_in_flight_per_actor=2
+            ),
+            fn_constructor_kwargs=arguments,
+            num_cpus=config.cpus_per_worker,
+            num_gpus=1 if use_gpu else 0,
+            max_restarts=config.max_unit_retries,
+            max_task_retries=config.max_unit_retries,
+        )
+        .iter_rows()
+    )
+
+
+def _raise_if_failed(pending: Sequence[Unit], work: Work, errors: dict[str, str], config: RayConfig) -> None:
+    missing = [unit for unit in pending if not _done_file(work.folder, unit.name).exists()]
+    if not missing:
+        return
+    lines = [
+        f"  {unit.name} ({unit.size} {work.counted}): "
+        + errors.get(unit.name, f"killed its worker {config.max_unit_retries + 1} times (memory? see Ray's logs)")
+        for unit in missing[:5]
+    ]
+    more = f"\n  and {len(missing) - 5} more" if len(missing) > 5 else ""
+    raise UnitError(
+        f"{work.what}: {len(missing)} of {len(pending)} units failed, the others are kept in {work.folder}:\n"
+        + "\n".join(lines)
+        + more
+        + "\nRun the same command again to do only these"
+    )
+
+
+def _done_file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.done.json"
+
+
+class UnitActor:
+    """Runs in a Ray actor: holds one worker object, does units, marks them done."""
+
+    def __init__(self, *, worker: str, arguments: dict[str, Any], folder: str, threads: int, use_gpu: bool) -> None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        module, _, name = worker.partition(":")
+        self._folder = Path(folder)
+        self._error, self._worker = "", None
+        try:
+            self._worker = getattr(importlib.import_module(module), name)(**arguments, threads=threads, use_gpu=use_gpu)
+        except Exception as error:  # raised here, Ray would make the actor again and again; as a row, it ends the job
+            self._error = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        """Does the units of a batch; an error becomes a row, so that the other units go on."""
+        errors = [self._one(str(name), str(spec)) for name, spec in zip(batch["name"], batch["spec"], strict=True)]
+        return {"name": [str(name) for name in batch["name"]], "error": errors}
+
+    def _one(self, name: str, spec: str) -> str:
+        if self._worker is None:
+            return self._error
+        try:
+            counts = self._worker(json.loads(spec), name, self._folder)
+        except Exception as error:  # whatever a unit raises is reported with its name, and the others go on
+            return f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        write_atomic(_done_file(self._folder, name), json.dumps(counts).encode())
+        return ""

@@ -1,0 +1,147 @@
+"""Vectors of a store's texts, cached by everything that they depend on; mining, scoring and evaluation share them."""
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from rayembed.config import Experiment
+from rayembed.data.prompts import passage_text, query_text
+from rayembed.data.storage import fingerprint
+from rayembed.data.store import Store
+from rayembed.jobs.units import Unit, Work, run_units
+from rayembed.models.encoding import encode, resolve_dtype, resolve_tokens_per_batch
+from rayembed.models.families import FAMILIES
+from rayembed.models.loading import load_embedder, load_tokenizer, weights_fingerprint
+
+EXPERIMENT = TypeAdapter(Experiment)
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Vectors of a store, a .npy file a part."""
+
+    folder: Path
+    store: Store
+
+    def part(self, index: int) -> NDArray[np.float32]:
+        """Vectors [rows of the part, D], memory-mapped."""
+        return np.load(self.folder / f"{_name(index)}.npy", mmap_mode="r")  # type: ignore[no-any-return]
+
+    @cached_property
+    def dimension(self) -> int:
+        """D."""
+        return int(self.part(0).shape[1])
+
+    def all(self) -> NDArray[np.float32]:
+        """All vectors [rows of the store, D] in memory: for queries, not for a corpus."""
+        return np.concatenate([self.part(index) for index in range(len(self.store.parts))])
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Vectors by row number, in the given order."""
+        taken = np.empty((len(rows), self.dimension), np.float32)
+        for index, part in enumerate(self.store.parts):
+            here = (rows >= part.first_row) & (rows < part.first_row + part.num_rows)
+            if here.any():
+                taken[here] = self.part(index)[rows[here] - part.first_row]
+        return taken
+
+
+def encode_store(
+    experiment: Experiment, store: Store, side: str, *, model: str | None = None, max_len: int | None = None
+) -> Vectors:
+    """Encodes what is not in the cache.
+
+    Args:
+        experiment: model, prompts, lengths, resources.
+        store: of passages, queries, or training rows (their queries are encoded).
+        side: query or passage.
+        model: weights in place of the experiment's.
+        max_len: tokens kept. None: by the experiment.
+    """
+    name = model or experiment.model.name_or_path
+    length = max_len or experiment.max_len(side)
+    settings = asdict(experiment.model)
+    depends_on = {
+        "store": [store.fingerprint, [part.num_rows for part in store.parts]],
+        "weights": weights_fingerprint(name),
+        "model": {key: value for key, value in settings.items() if key not in ("name_or_path", "dropout")},
+        "side": side,
+        "max_len": length,
+        "dtype": [experiment.encode.dtype, experiment.ray.use_gpu],
+    }
+    folder = Path(experiment.output_dir) / "cache" / f"vectors-{fingerprint(depends_on)}"
+    units = [Unit(_name(index), part.num_rows, {"part": index}) for index, part in enumerate(store.parts)]
+    arguments = {
+        "experiment": EXPERIMENT.dump_json(experiment).decode(),
+        "store": str(store.folder),
+        "side": side,
+        "model": name,
+        "max_len": length,
+    }
+    plural = {"query": "queries", "passage": "passages"}[side]
+    work = Work(
+        what=f"encode {plural}",
+        counted=plural,
+        worker="rayembed.jobs.vectors:EncodeWorker",
+        arguments=arguments,
+        folder=folder,
+    )
+    run_units(units, work, experiment.ray)
+    (folder / "depends_on.json").write_text(json.dumps(depends_on, indent=1) + "\n")
+    return Vectors(folder, store)
+
+
+def _name(index: int) -> str:
+    return f"part-{index:05d}"
+
+
+class EncodeWorker:
+    """Holds one embedder and encodes parts of a store."""
+
+    def __init__(
+        self, *, experiment: str, store: str, side: str, model: str, max_len: int, threads: int, use_gpu: bool
+    ) -> None:
+        torch.set_num_threads(threads)
+        self._experiment = EXPERIMENT.validate_json(experiment)
+        self._store = Store.open(Path(store))
+        self._side, self._max_len = side, max_len
+        self._device = torch.device("cuda" if use_gpu else "cpu")
+        config = self._experiment.model
+        name = None if model == config.name_or_path else model
+        self._model = load_embedder(config, name_or_path=name).to(self._device)
+        self._tokenizer = load_tokenizer(
+            model, padding_side=FAMILIES[config.family].padding_side, trust_remote_code=config.trust_remote_code
+        )
+        self._dtype = resolve_dtype(self._experiment.encode.dtype, self._device)
+
+    def __call__(self, spec: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
+        """Writes the vectors of one part."""
+        table = self._store.read_part(spec["part"])
+        column = (
+            "query" if "query" in table.column_names else "text"
+        )  # training rows, or a store of queries or passages
+        model, texts = self._experiment.model, table.column(column).to_pylist()
+        if self._side == "query":
+            prompts = table.column("prompt").to_pylist()
+            texts = [query_text(model, text, prompt) for text, prompt in zip(texts, prompts, strict=True)]
+        else:
+            texts = [passage_text(model, text) for text in texts]
+        vectors = encode(
+            self._model,
+            self._tokenizer,
+            texts,
+            max_len=self._max_len,
+            tokens_per_batch=resolve_tokens_per_batch(self._experiment.encode.tokens_per_batch, self._device),
+            dtype=self._dtype,
+        )
+        partial = folder / f"{name}.partial.npy"
+        np.save(partial, vectors)
+        partial.replace(folder / f"{name}.npy")
+        return {"rows": len(vectors), "dimension": int(vectors.shape[1]), "dtype": str(self._dtype)}

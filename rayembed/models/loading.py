@@ -1,0 +1,153 @@
+"""Names and folders to models and tokenizers; nothing is downloaded when the weights are at hand."""
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+
+from rayembed.config.model import ModelConfig
+from rayembed.models.embedder import Embedder
+from rayembed.models.families import FAMILIES
+
+PACKAGE = "package://"
+POOLING_FLAGS = {  # of sentence-transformers' 1_Pooling/config.json
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+    "last_token": "pooling_mode_lasttoken",
+}
+
+
+def resolve(name_or_path: str) -> str:
+    """A local folder for package://installed_package/folder; any other name as it is.
+
+    Raises:
+        FileNotFoundError: the package or the folder in it is not there.
+    """
+    if not name_or_path.startswith(PACKAGE):
+        return name_or_path
+    package, _, rest = name_or_path.removeprefix(PACKAGE).partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(f"{name_or_path}: no package {package!r} is installed; pip install it, or give a path")
+    folder = Path(next(iter(spec.submodule_search_locations))) / rest
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{name_or_path}: {folder} holds no config.json")
+    return str(folder)
+
+
+def load_config(name_or_path: str, *, trust_remote_code: bool = False) -> Any:  # noqa: ANN401 - one class a backbone
+    """The checkpoint's configuration.
+
+    Raises:
+        FileNotFoundError: no checkpoint is found under the name.
+    """
+    folder = resolve(name_or_path)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"model {name_or_path!r}: no checkpoint found; give a hub id, a folder with config.json, or package://...: "
+            f"{error}"
+        ) from error
+
+
+def is_reranker(name_or_path: str, *, trust_remote_code: bool = False) -> bool:
+    """Whether the checkpoint has a sequence-classification head."""
+    config = load_config(name_or_path, trust_remote_code=trust_remote_code)
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+
+
+def pooling_of(config: ModelConfig) -> str:
+    """The pooling in force: the experiment's, else the checkpoint's sentence-transformers files', else the family's."""
+    return config.pooling or _stored_pooling(config.name_or_path) or FAMILIES[config.family].pooling
+
+
+def _stored_pooling(name_or_path: str) -> str | None:
+    file = Path(resolve(name_or_path)) / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return None
+    stored = json.loads(file.read_text())
+    if stored.get("pooling_mode") in ("cls", "mean", "lasttoken"):  # sentence-transformers 6 writes one word
+        return str(stored["pooling_mode"]).replace("lasttoken", "last_token")
+    return next((name for name, flag in POOLING_FLAGS.items() if stored.get(flag)), None)
+
+
+def load_tokenizer(name_or_path: str, *, padding_side: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer.
+
+    Raises:
+        ValueError: it has no padding token.
+    """
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        resolve(name_or_path), padding_side=padding_side, trust_remote_code=trust_remote_code
+    )
+    if tokenizer.pad_token_id is None:
+        raise ValueError(f"the tokenizer of {name_or_path} has no padding token")
+    return tokenizer
+
+
+def load_embedder(config: ModelConfig, *, name_or_path: str | None = None) -> Embedder:
+    """The model with float32 weights, in evaluation mode.
+
+    Args:
+        config: the experiment's model.
+        name_or_path: weights in place of the experiment's (a miner, a teacher, the tuned model), with its own pooling
+            where its folder names one. None: the experiment's.
+    """
+    name = name_or_path or config.name_or_path
+    settings = load_config(name, trust_remote_code=config.trust_remote_code)
+    if config.dropout is not None:
+        for key in dropout_keys(settings):
+            setattr(settings, key, config.dropout)
+    backbone: nn.Module = AutoModel.from_pretrained(
+        resolve(name), config=settings, dtype=torch.float32, trust_remote_code=config.trust_remote_code
+    )
+    pooling = pooling_of(config) if name_or_path is None else _stored_pooling(name) or pooling_of(config)
+    return Embedder(backbone, pooling=pooling, normalize=config.normalize_embeddings).eval()
+
+
+def dropout_keys(settings: Any) -> list[str]:  # noqa: ANN401
+    """Names of the dropout probabilities in a checkpoint's configuration."""
+    return [key for key, value in settings.to_dict().items() if "dropout" in key and isinstance(value, float)]
+
+
+def prepare_for_training(
+    model: Embedder, *, family: str, fix_position_embedding: bool, gradient_checkpointing: bool
+) -> None:
+    """Freezes what gets no gradient (the pooler head, position embeddings on wish) and turns checkpointing on."""
+    for name, parameter in model.backbone.named_parameters():
+        unused = name.startswith("pooler.")
+        fixed = fix_position_embedding and FAMILIES[family].position_embeddings in name
+        parameter.requires_grad_(not (unused or fixed))
+    if gradient_checkpointing:
+        backbone: Any = model.backbone
+        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+
+
+def weights_fingerprint(name_or_path: str) -> str:
+    """16 hex digits that change with any file of the checkpoint that its vectors depend on; for a hub id, the name."""
+    return _fingerprint(name_or_path, {".safetensors", ".bin", ".json", ".txt", ".model", ".py"})
+
+
+def tokenizer_fingerprint(name_or_path: str) -> str:
+    """16 hex digits that change with the tokenizer's files; for a hub id, the name."""
+    return _fingerprint(name_or_path, {".json", ".txt", ".model", ".py"})
+
+
+def _fingerprint(name_or_path: str, suffixes: set[str]) -> str:
+    folder = Path(resolve(name_or_path))
+    digest = hashlib.sha256()
+    if not folder.is_dir():
+        digest.update(name_or_path.encode())
+        return digest.hexdigest()[:16]
+    for file in sorted(path for path in folder.rglob("*") if path.suffix in suffixes):
+        digest.update(str(file.relative_to(folder)).encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]

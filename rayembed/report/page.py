@@ -1,0 +1,87 @@
+"""report.html: one self-contained page about a run, from whatever its jobs have written so far."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from rayembed.report import evaluation, reading, wording
+from rayembed.report.training import training_section
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+Table = tuple[str, list[tuple[str, str]]]
+
+
+def build_report(run_folder: Path, title: str) -> Path:
+    """Write `report.html` into a run folder, atomically, and return its path.
+
+    A file that no job has written yet is a sentence that names the job. The page loads nothing and runs no script.
+
+    Args:
+        run_folder: the folder of the run, an experiment's output_dir.
+        title: of the page.
+
+    Raises:
+        ValueError: the folder is not there, or a file in it is broken; names the file.
+    """
+    if not run_folder.is_dir():
+        raise ValueError(f"there is no run folder {run_folder}; set output_dir to a folder that a job has written")
+    page = render({"title": title} | _content(run_folder))
+    path = run_folder / "report.html"
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def render(content: dict[str, Any]) -> str:
+    """The page; every text is escaped, and a name that the template wants and `content` lacks is an error."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(TEMPLATE.name).render(content)
+
+
+def _content(run_folder: Path) -> dict[str, Any]:
+    """What the template shows; a section is None, and `absent` has its sentence, where its file is not there."""
+    metrics = reading.read_json(run_folder, "evaluate/metrics.json")
+    similarities = reading.read_json(run_folder, "evaluate/similarities.json")
+    test = (metrics or {}).get("significance")
+    return {
+        "absent": {name: reading.absence(name) for name in reading.JOB_OF},
+        "headline": evaluation.headline(metrics),
+        "metrics": metrics and evaluation.metric_rows(metrics),
+        "metrics_facts": evaluation.other_facts(metrics) if metrics else [],
+        "metric_tested": wording.metric_label(test["metric"]) if test else "value",
+        "test_facts": evaluation.test_facts(test) if test else [],
+        "training": training_section(reading.read_rows(run_folder, "train/metrics.jsonl")),
+        "similarity_figures": similarities and evaluation.similarity_figures(similarities),
+        "similarity_rows": similarities and evaluation.similarity_rows(similarities),
+        "examples": evaluation.examples(lambda: reading.read_rows(run_folder, "evaluate/per_query.jsonl")),
+        "harvest": counts_tables(reading.read_json(run_folder, "harvest/stats.json")),
+        "mine": counts_tables(reading.read_json(run_folder, "mine/stats.json")),
+        "score": counts_tables(reading.read_json(run_folder, "score/stats.json")),
+        "settings": reading.read_text(run_folder, "config.yaml"),
+    }
+
+
+def counts_tables(stats: dict[str, Any] | None) -> list[Table] | None:
+    """A stats file as tables (title, rows): its plain values first, then one table for each dict in it.
+
+    Returns:
+        None if there is no file. Dicts inside dicts are written as JSON.
+    """
+    if stats is None:
+        return None
+    plain = {key: value for key, value in stats.items() if not isinstance(value, dict)}
+    nested = {key: value for key, value in stats.items() if isinstance(value, dict)}
+    groups = ([("", plain)] if plain else []) + [(wording.title_of(key), group) for key, group in nested.items()]
+    return [
+        (title, [(wording.title_of(key), wording.quantity(value)) for key, value in group.items()])
+        for title, group in groups
+    ]

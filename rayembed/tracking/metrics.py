@@ -1,0 +1,51 @@
+"""metrics.jsonl, a line a step, and the same figures for TensorBoard."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tensorboardX import SummaryWriter
+
+
+class MetricsLog:
+    """Appends the figures of every step; a resumed run continues the file at its step."""
+
+    def __init__(self, folder: Path, *, last_step: int) -> None:
+        """Opens the log.
+
+        Args:
+            folder: where metrics.jsonl and tensorboard/ lie.
+            last_step: steps done so far; lines after it come from a run that was killed and are removed. 0: a new run.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "metrics.jsonl"
+        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= last_step]
+        path.write_text("".join(kept))
+        self._file = path.open("a")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1, write_to_disk=True)
+
+    def write(self, figures: dict[str, float]) -> None:
+        """Adds one step; `figures` holds its number as `step`."""
+        self._file.write(json.dumps(figures) + "\n")
+        self._file.flush()
+        step = int(figures["step"])
+        for name, value in figures.items():
+            if name != "step":
+                self._board.add_scalar(f"train/{name}", value, step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Lines that end; a killed process may have left half of one."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

@@ -1,0 +1,144 @@
+"""The DeepSpeed engine: the only file that imports deepspeed."""
+
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from rayembed.config.train import TrainConfig
+from rayembed.models.encoding import autocast
+
+if not torch.cuda.is_available():  # silences DeepSpeed's guess; on a GPU machine it must stay unset
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+import deepspeed.ops
+
+if not torch.cuda.is_available():
+    # An operator that DeepSpeed would compile for 40 s at its first use on a CPU, and that gloo makes unnecessary.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+class Engine:
+    """A model in a DeepSpeed engine, with its optimiser and schedule."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: TrainConfig,
+        settings: dict[str, Any],
+        *,
+        total_steps: int,
+        device: torch.device,
+    ) -> None:
+        """Wraps the model.
+
+        Args:
+            model: with float32 weights; parameters that require no gradient stay as they are.
+            train: optimiser and schedule.
+            settings: from `config.deepspeed.deepspeed_settings`.
+            total_steps: steps of the optimiser, for the schedule.
+            device: of this worker.
+        """
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model, train.weight_decay),
+            lr=train.learning_rate,
+            betas=(train.adam_beta1, train.adam_beta2),
+            eps=train.adam_epsilon,
+            fused=device.type == "cuda" and settings["zero_optimization"]["stage"] == 0,
+        )
+        warmup = train.warmup_steps if train.warmup_steps is not None else round(train.warmup_ratio * total_steps)
+        scheduler = get_scheduler(
+            train.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps
+        )
+        self.stage: int = settings["zero_optimization"]["stage"]
+        self.dtype = torch.bfloat16 if train.bf16 else torch.float32
+        self.device = device
+        self._engine, *_ = deepspeed.initialize(
+            model=model.to(device),
+            optimizer=optimizer,
+            lr_scheduler=scheduler,
+            config=settings,
+            dist_init_required=False if dist.is_initialized() else None,
+        )
+        self._grad_norm = float("nan")
+
+    @property
+    def module(self) -> nn.Module:
+        """The model inside; under ZeRO 3 its weights are spread over the workers."""
+        module: nn.Module = self._engine.module
+        return module
+
+    def __call__(self, *inputs: object) -> Any:  # noqa: ANN401 - whatever the model gives
+        """The model's forward pass, in the arithmetic type of train.bf16."""
+        with autocast(self.dtype, self.device):
+            return self._engine(*inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of the loss divided by gradient_accumulation_steps, averaged over workers."""
+        self._engine.backward(loss)
+
+    def step(self) -> bool:
+        """Ends a batch; at the last one of an accumulation, clips, updates and moves the schedule.
+
+        Returns:
+            Whether the weights were updated.
+        """
+        updated = bool(self._engine.is_gradient_accumulation_boundary())
+        if updated and self._has_plain_optimizer():
+            grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+            self._grad_norm = float(torch.stack(torch._foreach_norm(grads)).norm()) if grads else 0.0
+        self._engine.step()
+        if updated and not self._has_plain_optimizer():
+            self._grad_norm = float(self._engine.get_global_grad_norm() or 0.0)
+        return updated
+
+    def _has_plain_optimizer(self) -> bool:
+        """ZeRO 0 in float32: torch's own optimiser, for which DeepSpeed gives no gradient norm."""
+        return not hasattr(self._engine.optimizer, "_global_grad_norm")
+
+    @property
+    def grad_norm(self) -> float:
+        """2-norm of the last update's gradient, before clipping."""
+        return self._grad_norm
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next update."""
+        return float(self._engine.get_lr()[0])
+
+    def save(self, folder: Path, state: dict[str, int]) -> None:
+        """Writes this worker's share of weights, optimiser and schedule, and `state`. All workers call it."""
+        self._engine.save_checkpoint(str(folder), tag="state", client_state=state)
+
+    def load(self, folder: Path) -> dict[str, int]:
+        """Restores what `save` wrote, on the same number of workers, and gives `state` back.
+
+        Raises:
+            FileNotFoundError: the folder holds no checkpoint.
+        """
+        loaded, state = self._engine.load_checkpoint(str(folder), tag="state")
+        if loaded is None:
+            raise FileNotFoundError(f"{folder} holds no DeepSpeed checkpoint")
+        return dict(state)
+
+    def whole_weights(self) -> Any:  # noqa: ANN401 - a context manager of DeepSpeed's
+        """Context in which every worker sees all weights, also under ZeRO 3."""
+        if self.stage != 3:
+            return nullcontext()
+        return deepspeed.zero.GatheredParameters(list(self.module.parameters()))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trained parameters in two groups: biases and normalisation weights (one-dimensional) get no weight decay."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

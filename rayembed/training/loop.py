@@ -1,0 +1,246 @@
+"""Read this first: batch -> vectors -> loss -> step -> figures -> checkpoint, on one worker."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from rayembed.config import Experiment
+from rayembed.config.deepspeed import deepspeed_settings
+from rayembed.data.plan import BatchPlan, total_batches
+from rayembed.data.tokens import TokenStore
+from rayembed.models.export import save_embedder
+from rayembed.models.families import FAMILIES
+from rayembed.models.loading import load_embedder, load_tokenizer, prepare_for_training
+from rayembed.models.probe import probe_vectors, write_probe
+from rayembed.tracking.metrics import MetricsLog
+from rayembed.tracking.progress import Progress
+from rayembed.training.batches import Batch, BatchSource
+from rayembed.training.engine import Engine
+from rayembed.training.objective import contrastive_loss, negatives_per_query
+
+Report = Callable[[Engine, dict[str, int]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """What one worker is told: its place among the workers, and the folders of the job."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    tokens: Path
+    parts: tuple[str, ...]
+    train_folder: Path
+    model_folder: Path
+    probe_texts: tuple[str, ...]
+
+
+def train(experiment: Experiment, worker: Worker, *, resume_from: Path | None, checkpoint: Report) -> None:
+    """Trains to the end and writes the model.
+
+    Args:
+        experiment: its `train` section is there.
+        worker: this worker's place and folders.
+        resume_from: a checkpoint of this run on this number of workers. None: from the base model.
+        checkpoint: called by all workers where a checkpoint is due, with the engine and {"step": steps done}.
+
+    Raises:
+        FloatingPointError: the loss is not a number; the message names the step.
+    """
+    config = experiment.train
+    assert config is not None
+    torch.manual_seed(experiment.seed)  # weights that the checkpoint lacks start the same on every worker
+    source = batch_source(experiment, worker)
+    last = total_batches(
+        source.plan,
+        num_train_epochs=config.num_train_epochs,
+        max_steps=config.max_steps,
+        accumulation=config.gradient_accumulation_steps,
+    )
+    total_steps = last // config.gradient_accumulation_steps
+    model = load_embedder(experiment.model)
+    prepare_for_training(
+        model,
+        family=experiment.model.family,
+        fix_position_embedding=config.fix_position_embedding,
+        gradient_checkpointing=config.gradient_checkpointing,
+    )
+    engine = Engine(model, config, deepspeed_settings(experiment), total_steps=total_steps, device=worker.device)
+    done = 0 if resume_from is None else engine.load(resume_from)["step"]
+    if worker.rank == 0:
+        logging.getLogger("rayembed").info(_opening(experiment, source, total_steps, done))
+        with MetricsLog(worker.train_folder, last_step=done) as log:
+            _steps(experiment, worker, source, engine, done, total_steps, checkpoint, log)
+    else:
+        _steps(experiment, worker, source, engine, done, total_steps, checkpoint, None)
+    _finish(experiment, worker, engine)
+
+
+def _steps(
+    experiment: Experiment,
+    worker: Worker,
+    source: BatchSource,
+    engine: Engine,
+    done: int,
+    total_steps: int,
+    checkpoint: Report,
+    log: MetricsLog | None,
+) -> None:
+    config = experiment.train
+    assert config is not None
+    accumulation = config.gradient_accumulation_steps
+    progress = Progress("train", total_steps, unit="steps", done=done, every_seconds=15)
+    meter = _Meter(worker.device)
+    batches = source.ahead(done * accumulation, total_steps * accumulation)
+    for number, host_batch in enumerate(batches, start=done * accumulation):
+        _seed_dropout(experiment.seed, number, worker.rank)
+        batch = host_batch.to(worker.device)
+        queries, passages = engine((batch.queries, batch.passages))
+        loss = contrastive_loss(queries, passages, batch.teacher, config, group_size=source.group_size)
+        engine.backward(loss)
+        meter.add(loss, host_batch)
+        learning_rate = engine.learning_rate
+        if not engine.step():
+            continue
+        done = (number + 1) // accumulation
+        figures = meter.read(worker.world_size)
+        if not math.isfinite(figures["loss"]):
+            raise FloatingPointError(
+                f"the loss of step {done} is {figures['loss']}; lower train.learning_rate, raise train.temperature, or "
+                "train in bf16 or float32 instead of fp16"
+            )
+        figures = {
+            "step": done,
+            "epoch": (number + 1) / source.plan.batches_per_epoch,
+            **figures,
+            "learning_rate": learning_rate,
+            "grad_norm": engine.grad_norm,
+            "negatives_per_query": negatives_per_query(
+                config,
+                global_batch_size=source.plan.global_batch_size,
+                num_workers=worker.world_size,
+                group_size=source.group_size,
+            ),
+        }
+        if log is not None:
+            log.write(figures)
+            progress.add(1, _detail(figures), force=done % config.logging_steps == 0 or done == total_steps)
+        if done % config.save_steps == 0 and done < total_steps:
+            checkpoint(engine, {"step": done})
+
+
+def batch_source(experiment: Experiment, worker: Worker) -> BatchSource:
+    """The worker's batches, by the experiment's settings."""
+    config = experiment.train
+    assert config is not None
+    tokens = TokenStore(worker.tokens, worker.parts)
+    tokenizer = _tokenizer(experiment)
+    return BatchSource(
+        tokens=tokens,
+        plan=BatchPlan(len(tokens), experiment.global_batch_size(), experiment.seed),
+        rank=worker.rank,
+        world_size=worker.world_size,
+        group_size=experiment.data.train_group_size,
+        distill=config.knowledge_distillation,
+        pad_token=int(tokenizer.pad_token_id),
+        padding_side=tokenizer.padding_side,
+        pad_to_multiple_of=experiment.data.pad_to_multiple_of,
+        sub_batch_size=config.sub_batch_size,
+        pin_memory=worker.device.type == "cuda",
+    )
+
+
+class _Meter:
+    """Sums what happened since the last update of the weights; one small all-reduce a step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._losses: list[torch.Tensor] = []
+        self._counts = np.zeros(3)
+        self._start = time.monotonic()
+
+    def add(self, loss: torch.Tensor, batch: Batch) -> None:
+        self._losses.append(loss.detach())
+        self._counts += (
+            len(batch.queries.order),
+            batch.queries.num_tokens + batch.passages.num_tokens,
+            batch.queries.num_slots + batch.passages.num_slots,
+        )
+
+    def read(self, world_size: int) -> dict[str, float]:
+        loss = torch.stack(self._losses).mean().double()
+        sums = torch.cat([loss.reshape(1), torch.from_numpy(self._counts).to(self._device)])
+        if world_size > 1:
+            dist.all_reduce(sums)
+        total, queries, tokens, slots = sums.tolist()
+        seconds = time.monotonic() - self._start
+        self._losses, self._counts, self._start = [], np.zeros(3), time.monotonic()
+        return {
+            "loss": total / world_size,
+            "seconds": seconds,
+            "queries_per_second": queries / seconds,
+            "tokens_per_second": tokens / seconds,
+            "padding_share": 1 - tokens / slots,
+        }
+
+
+def _seed_dropout(seed: int, batch: int, rank: int) -> None:
+    """Dropout masks as a function of seed, batch and worker, so that a resumed run draws the same ones."""
+    state = np.random.SeedSequence([seed, batch, rank]).generate_state(1, np.uint64)[0]
+    torch.manual_seed(int(state >> np.uint64(1)))
+
+
+def _opening(experiment: Experiment, source: BatchSource, total_steps: int, done: int) -> str:
+    config, plan = experiment.train, source.plan
+    assert config is not None
+    negatives = negatives_per_query(
+        config,
+        global_batch_size=plan.global_batch_size,
+        num_workers=source.world_size,
+        group_size=source.group_size,
+    )
+    resumed = f", resumed after step {done:,}" if done else ""
+    return (
+        f"train: {plan.num_rows:,} rows, batches of {plan.global_batch_size:,} queries on {source.world_size} workers, "
+        f"{negatives:,} negatives a query, {total_steps:,} steps{resumed}; {plan.rows_left_out:,} rows an epoch "
+        "fill no whole batch and sit it out"
+    )
+
+
+def _detail(figures: dict[str, float]) -> str:
+    return (
+        f"loss {figures['loss']:.4f} | {figures['queries_per_second']:.1f} queries/s | "
+        f"{figures['tokens_per_second']:,.0f} tokens/s | padding {100 * figures['padding_share']:.0f} %"
+    )
+
+
+def _finish(experiment: Experiment, worker: Worker, engine: Engine) -> None:
+    """Writes the model and, for the check at export, the vectors that its trained weights give here and now."""
+    with engine.whole_weights():
+        weights = {name: tensor.detach().float().cpu().clone() for name, tensor in engine.module.state_dict().items()}
+    if worker.rank == 0:
+        model = load_embedder(experiment.model)  # a copy of its own: ZeRO 3 must not be run on one worker alone
+        model.load_state_dict(weights)
+        tokenizer = _tokenizer(experiment)
+        vectors: NDArray[np.float32] = probe_vectors(model, tokenizer, worker.probe_texts, experiment)
+        save_embedder(model, tokenizer, experiment, worker.model_folder)
+        write_probe(worker.train_folder, worker.probe_texts, vectors)
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _tokenizer(experiment: Experiment) -> PreTrainedTokenizerBase:
+    return load_tokenizer(
+        experiment.model.name_or_path,
+        padding_side=FAMILIES[experiment.model.family].padding_side,
+        trust_remote_code=experiment.model.trust_remote_code,
+    )

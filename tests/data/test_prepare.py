@@ -1,0 +1,238 @@
+"""An experiment's data from files to stores, what is reused, and what is read again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import TypeAdapter
+
+from rayembed.config import Experiment
+from rayembed.config.data import DataConfig
+from rayembed.config.jobs import EncodeConfig
+from rayembed.config.model import ModelConfig
+from rayembed.data import prepare as prepare_module
+from rayembed.data.fields import passage_id, query_id
+from rayembed.data.prepare import prepare, prepare_rows
+from rayembed.data.problems import DataError, Report
+from rayembed.data.store import Store
+
+ROWS: list[dict[str, Any]] = [
+    {"query": f"query {i}", "pos": [f"pos {i}"], "neg": [f"neg {i % 3}", f"neg {i % 3 + 1}"]} for i in range(10)
+]
+
+
+def write_lines(path: Path, values: list[Any]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+    return str(path)
+
+
+def experiment(tmp_path: Path, *, queries_per_unit: int = 4, seed: int = 42, **data: object) -> Experiment:
+    """An experiment with these settings of its data section."""
+    return Experiment(
+        output_dir=str(tmp_path / "run"),
+        seed=seed,
+        model=ModelConfig(name_or_path="none"),
+        data=TypeAdapter(DataConfig).validate_python(data),
+        encode=EncodeConfig(passages_per_unit=3, queries_per_unit=queries_per_unit),
+    )
+
+
+def contents(store: Store | None) -> list[dict[str, Any]]:
+    assert store is not None
+    return [row for part in store.iter_parts() for row in part.to_pylist()]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    """A BEIR folder: 7 passages, 5 queries; 3 queries are judged in train, 2 in test."""
+    base = tmp_path / "beir"
+    write_lines(base / "corpus.jsonl", [{"_id": f"d{i}", "title": f"T{i}", "text": f"text {i}"} for i in range(7)])
+    write_lines(base / "queries.jsonl", [{"_id": f"q{i}", "text": f"query {i}"} for i in range(5)])
+    (base / "qrels").mkdir()
+    head = "query-id\tcorpus-id\tscore\n"
+    (base / "qrels/train.tsv").write_text(head + "q2\td0\t1\nq0\td1\t1\nq0\td2\t1\nq1\td3\t1\n")
+    (base / "qrels/test.tsv").write_text(head + "q4\td5\t1\nq3\td6\t2\nq3\td5\t0\n")
+    return str(base)
+
+
+def no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a store was written again")
+
+    monkeypatch.setattr(prepare_module, "StoreWriter", refuse)
+
+
+def test_a_beir_folder_gives_rows_corpus_and_evaluation(tmp_path: Path, folder: str) -> None:
+    prepared = prepare(experiment(tmp_path, train=[folder], corpus=[folder], evaluation=folder))
+    prepared.report.raise_if_errors()
+    rows = contents(prepared.rows)
+    assert [(row["query_id"], row["pos_ids"]) for row in rows] == [("q2", ["d0"]), ("q0", ["d1", "d2"]), ("q1", ["d3"])]
+    assert rows[1]["pos"] == ["T1 text 1", "T2 text 2"]
+    assert rows[0]["dataset"] == folder
+    assert contents(prepared.corpus) == [{"id": f"d{i}", "text": f"T{i} text {i}"} for i in range(7)]
+    assert prepared.corpus is not None
+    assert [part.num_rows for part in prepared.corpus.parts] == [3, 3, 1]
+    assert prepared.evaluation is not None
+    assert prepared.evaluation.corpus.folder == prepared.corpus.folder
+    assert prepared.evaluation.qrels == {"q4": {"d5": 1}, "q3": {"d6": 2, "d5": 0}}
+    assert [row["id"] for row in contents(prepared.evaluation.queries)] == ["q3", "q4"]
+    assert prepared.report.counts[f"passages in {folder}/corpus.jsonl"] == 7
+    assert prepared.report.counts["evaluation queries"] == 2
+
+
+def test_only_what_is_asked_for(tmp_path: Path, folder: str) -> None:
+    whole = experiment(tmp_path, train=[folder], evaluation=folder)
+    prepared = prepare(whole, rows=False, evaluation=False)
+    assert (prepared.rows, prepared.evaluation) == (None, None)
+    assert {row["id"] for row in contents(prepared.corpus)} == {"d0", "d1", "d2", "d3"}
+    empty = prepare(experiment(tmp_path))
+    assert (empty.rows, empty.corpus, empty.evaluation) == (None, None, None)
+
+
+def test_without_a_corpus_all_passages_of_the_rows_are_one(tmp_path: Path) -> None:
+    prepared = prepare(experiment(tmp_path, train=[write_lines(tmp_path / "t.jsonl", ROWS)]))
+    texts = list(dict.fromkeys(text for row in ROWS for text in [*row["pos"], *row["neg"]]))
+    assert contents(prepared.corpus) == [{"id": passage_id(text), "text": text} for text in texts]
+    assert prepared.corpus is not None
+    assert prepared.rows is not None
+    stored = contents(prepared.rows)
+    assert (prepared.corpus.find_ids([name for row in stored for name in row["pos_ids"] + row["neg_ids"]]) >= 0).all()
+    assert [row["query_id"] for row in stored] == [query_id(row["query"]) for row in ROWS]
+    assert not any("repeated" in kind for kind in prepared.report.warnings.counts)
+
+
+def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", ROWS)
+    (tmp_path / "b.json").write_text(json.dumps(ROWS))
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "c.parquet")
+    found = []
+    for name in ("a.jsonl", "b.json", "c.parquet"):
+        store = prepare_rows([str(tmp_path / name)], tmp_path / "cache", 4, Report())
+        found.append([{k: v for k, v in row.items() if k != "dataset"} for row in contents(store)])
+    assert [row["query"] for row in found[0]] == [row["query"] for row in ROWS]
+    assert found[0] == found[1] == found[2]
+
+
+def test_sources_keep_their_order_and_files_of_a_folder_are_sorted(tmp_path: Path) -> None:
+    for name in ("two/b", "two/a", "one"):
+        write_lines(tmp_path / f"{name}.jsonl", [{"query": name, "pos": ["p"]}])
+    store = prepare_rows([str(tmp_path / "two"), str(tmp_path / "*.jsonl")], tmp_path / "cache", 4, Report())
+    assert [row["query"] for row in contents(store)] == ["two/a", "two/b", "one"]
+    assert [row["dataset"] for row in contents(store)] == [f"{tmp_path}/{n}.jsonl" for n in ("two/a", "two/b", "one")]
+
+
+def test_output_of_mining_is_read_back(tmp_path: Path) -> None:
+    row = ROWS[0] | {"query_id": "q", "pos_ids": ["1"], "neg_ids": ["2", "3"], "dataset": "set"}
+    write_lines(tmp_path / "mine" / "part-00000.jsonl", [row])
+    (tmp_path / "mine" / "stats.json").write_text("{}")
+    report = Report()
+    store = prepare_rows([str(tmp_path / "mine")], tmp_path / "cache", 4, report)
+    report.raise_if_errors()
+    assert [{name: stored[name] for name in row} for stored in contents(store)] == [row]
+
+
+def test_reuse_reads_nothing_and_tells_the_same(tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_lines(tmp_path / "t.jsonl", [*ROWS, ROWS[0], {"query": ""}])
+    whole = experiment(tmp_path, train=[f"{tmp_path}/t.jsonl", folder], corpus=[folder], evaluation=folder)
+    first = prepare(whole)
+    no_reading(monkeypatch)
+    second = prepare(whole)
+    assert second.report.summary() == first.report.summary()
+    assert second.report.errors.total == 2
+    assert first.rows is not None
+    assert second.rows is not None
+    assert second.rows.fingerprint == first.rows.fingerprint
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl", "qrels/train.tsv", "qrels/test.tsv"])
+def test_a_changed_file_is_read_again(tmp_path: Path, folder: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = experiment(tmp_path, train=[folder], corpus=[folder], evaluation=folder)
+    prepare(whole)
+    path = Path(folder) / name
+    path.write_text(path.read_text() + "\n")
+    no_reading(monkeypatch)
+    with pytest.raises(AssertionError, match="written again"):
+        prepare(whole)
+
+
+def test_a_changed_file_gives_another_store(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    whole = experiment(tmp_path, train=[write_lines(path, ROWS)])
+    first = prepare(whole)
+    write_lines(path, ROWS[:-1])
+    second = prepare(whole)
+    assert first.rows is not None
+    assert second.rows is not None
+    assert (first.rows.num_rows, second.rows.num_rows) == (10, 9)
+    assert first.rows.folder != second.rows.folder
+
+
+def test_a_killed_reading_leaves_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = experiment(tmp_path, train=[write_lines(tmp_path / "t.jsonl", ROWS)])
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rayembed.data.store.write_atomic", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(whole)
+    assert [path.suffix for path in (tmp_path / "run/cache").iterdir()] == [".partial"]
+    assert len(contents(prepare(whole).rows)) == 10
+
+
+def drawn(tmp_path: Path, number: int, *, queries_per_unit: int = 4, seed: int = 42) -> list[str]:
+    sources = [str(tmp_path / "t.jsonl"), str(tmp_path / "u.jsonl")]
+    data = {"train": sources, "max_example_num_per_dataset": number}
+    whole = experiment(tmp_path, queries_per_unit=queries_per_unit, seed=seed, **data)
+    return [row["query"] for row in contents(prepare(whole).rows)]
+
+
+def test_rows_are_drawn_of_each_dataset_with_the_seed(tmp_path: Path) -> None:
+    write_lines(tmp_path / "t.jsonl", [{"query": f"t{i:02}", "pos": ["p"]} for i in range(40)])
+    write_lines(tmp_path / "u.jsonl", [{"query": f"u{i:02}", "pos": ["p"]} for i in range(3)])
+    five = drawn(tmp_path, 5)
+    assert five == sorted(five)
+    assert [name[0] for name in five] == ["t"] * 5 + ["u"] * 3
+    assert drawn(tmp_path, 5, queries_per_unit=7) == five
+    assert drawn(tmp_path, 5, seed=43) != five
+    assert set(five) < set(drawn(tmp_path, 6))
+    assert five != [f"t{i:02}" for i in range(5)] + ["u00", "u01", "u02"]
+    assert len(drawn(tmp_path, 100)) == 43
+
+
+def test_errors_of_all_files_are_told_together(tmp_path: Path, folder: str) -> None:
+    bad = write_lines(tmp_path / "bad.jsonl", [{"query": "a", "pos": []}, [], {"query": "b", "pos": ["p"], "neg": "x"}])
+    (Path(folder) / "qrels/train.tsv").write_text("q0\td1\t1\nq0\tgone\t1\n")
+    (Path(folder) / "qrels/test.tsv").write_text("lost\td1\t1\n")
+    whole = experiment(
+        tmp_path, train=[bad, folder, f"{tmp_path}/none*.jsonl"], corpus=[f"{tmp_path}/no.jsonl"], evaluation=folder
+    )
+    with pytest.raises(DataError) as caught:
+        prepare(whole).report.raise_if_errors()
+    found = {line.strip().split(": ")[0].removeprefix(f"{tmp_path}/") for line in str(caught.value).splitlines()[1:-1]}
+    assert found == {
+        *("bad.jsonl:1", "bad.jsonl:2", "bad.jsonl:3", "beir/qrels/train.tsv:2", "beir/qrels/test.tsv:1"),
+        *("none*.jsonl", "no.jsonl"),
+    }
+
+
+def test_no_rows_is_an_error_that_names_the_setting(tmp_path: Path) -> None:
+    prepared = prepare(experiment(tmp_path, train=[write_lines(tmp_path / "t.jsonl", [])]))
+    assert list(prepared.report.errors.lines()) == [f"{tmp_path}/t.jsonl: data.train: holds no training row"]
+
+
+def test_an_evaluation_that_is_no_beir_folder_is_an_error(tmp_path: Path) -> None:
+    prepared = prepare(experiment(tmp_path, evaluation=str(tmp_path)))
+    assert prepared.evaluation is None
+    assert next(prepared.report.errors.lines()).startswith(f"{tmp_path}: data.evaluation: is not a BEIR folder")
+
+
+def test_an_id_of_two_passages_of_the_rows_is_an_error(tmp_path: Path) -> None:
+    rows = [{"query": "a", "pos": ["x"], "pos_ids": ["1"]}, {"query": "b", "pos": ["y"], "pos_ids": ["1"]}]
+    prepared = prepare(experiment(tmp_path, train=[write_lines(tmp_path / "t.jsonl", rows)]))
+    assert next(prepared.report.errors.lines()).startswith("training rows:2: id: '1' stood for another text")

@@ -1,0 +1,158 @@
+"""What the sections say: the headline's verdict, tables, training facts, queries won and lost."""
+
+import copy
+import math
+from typing import Any
+
+import pytest
+
+from rayembed.report.evaluation import SHOWN, examples, headline, metric_rows, other_facts, similarity_rows
+from rayembed.report.page import counts_tables
+from rayembed.report.training import training_section
+
+TEST = {
+    "metric": "ndcg@10",
+    "base": 0.5,
+    "tuned": 0.55,
+    "difference": 0.05,
+    "p_value": 0.01,
+    "ci95": [0.02, 0.08],
+    "wins": 1200,
+    "ties": 5,
+    "losses": 7,
+    "num_queries": 1212,
+}
+
+
+def query_row(query_id: str, base: float, tuned: float) -> dict[str, Any]:
+    return {"query_id": query_id, "query": query_id, "base": base, "tuned": tuned, "positives": ["a", "b", "c"]}
+
+
+def test_headline_says_what_went_from_what_to_what() -> None:
+    assert headline({"significance": TEST}).sentence == (
+        "nDCG@10 rose from 0.5000 to 0.5500 (+0.0500; 95 % interval +0.0200 to +0.0800; p = 0.01): "
+        "the tuned model won 1,200 of 1,212 queries, lost 7 and tied 5."
+    )
+
+
+@pytest.mark.parametrize(
+    ("difference", "p_value", "verdict", "verb"),
+    [
+        (0.05, 0.049, "better", "rose"),
+        (-0.05, 0.049, "worse", "fell"),
+        (0.05, 0.05, "unclear", "rose"),
+        (0, 1, "unclear", "stayed"),
+    ],
+)
+def test_verdict_needs_significance(difference: float, p_value: float, verdict: str, verb: str) -> None:
+    found = headline({"significance": TEST | {"difference": difference, "p_value": p_value}})
+    assert found.verdict == verdict
+    assert f"nDCG@10 {verb} " in found.sentence
+    assert ("may be chance" in found.sentence) == (verdict == "unclear")
+
+
+@pytest.mark.parametrize("metrics", [None, {"base": {}}])
+def test_headline_without_a_test_claims_nothing(metrics: dict[str, Any] | None) -> None:
+    assert headline(metrics).verdict == "unknown"
+
+
+def test_every_metric_of_either_model_has_a_row() -> None:
+    metrics = {
+        "base": {"recall@10": 0.5, "ndcg@10": 0.2, "ndcg@5": 0.0, "recall@5": 0.1},
+        "tuned": {"ndcg@10": 0.25, "ndcg@5": 0.1, "own@3": 0.3},
+        "significance": TEST,
+        "num_queries": 1212,
+    }
+    rows = metric_rows(metrics)
+    assert [row.label for row in rows] == ["nDCG@5", "nDCG@10", "Recall@5", "Recall@10", "own@3"]
+    assert [row.difference for row in rows] == ["+0.1000", "+0.0500", "–", "–", "–"]  # noqa: RUF001
+    assert [row.relative for row in rows] == ["–", "+25.0 %", "–", "–", "–"]  # noqa: RUF001
+    assert [row.tested for row in rows] == [False, True, False, False, False]
+    assert other_facts(metrics) == [("num queries", "1,212")]
+
+
+def test_similarities_have_a_column_a_model() -> None:
+    side = {"mean": 0.5, "std": 0.125}
+    summary = {"auc": 0.9, "overlap": 0.25, "gap": 0.1, "positives": side, "negatives": side}
+    rows = {name: values for name, _, values in similarity_rows({"base": summary, "tuned": summary | {"auc": 0.95}})}
+    assert rows["AUC"] == ["0.900", "0.950"]
+    assert rows["negatives, standard deviation"] == ["0.125", "0.125"]
+
+
+def test_examples_are_those_won_and_lost_most() -> None:
+    rows = [query_row(f"q{number:02}", 0.5, 0.5 + (number - 20) / 100) for number in range(35)]
+    found = examples(lambda: iter(rows))
+    assert found is not None
+    assert [entry.query_id for entry in found.won] == [f"q{number:02}" for number in range(34, 34 - SHOWN, -1)]
+    assert [entry.query_id for entry in found.lost] == [f"q{number:02}" for number in range(SHOWN)]
+    assert (found.lost[0].base, found.lost[0].tuned, found.lost[0].difference) == ("0.500", "0.300", "\u22120.200")
+    assert (found.lost[0].positive, found.lost[0].more_positives) == ("a", 2)
+    assert found.lost[0].tops == [("base", None), ("tuned", None)]
+
+
+def test_ties_are_neither_won_nor_lost_and_equal_differences_go_by_id() -> None:
+    rows = [query_row("b", 0, 1), query_row("tie", 1, 1), query_row("a", 0, 1)]
+    found = examples(lambda: iter(rows))
+    assert found is not None
+    assert [entry.query_id for entry in found.won] == ["a", "b"]
+    assert found.lost == []
+
+
+def test_no_rows_no_examples() -> None:
+    assert examples(lambda: iter([])) is None
+
+
+def training_rows(count: int) -> list[dict[str, Any]]:
+    return [
+        {"step": step, "loss": 1 / step, "seconds": 2.0, "queries_per_second": step} for step in range(1, count + 1)
+    ]
+
+
+def test_training_facts_are_of_the_steps() -> None:
+    section = training_section(training_rows(40))
+    assert section is not None
+    facts = dict(section.facts)
+    first, last = (sum(1 / step for step in steps) / 10 for steps in (range(1, 11), range(31, 41)))
+    assert facts["steps"] == "40"
+    assert facts["loss, mean of first and last 10 steps"] == f"{first:.4f} → {last:.4f}"
+    assert facts["time in steps"] == "1 min 20 s"
+    assert facts["queries a second, median"] == "20.5"
+    assert [panel.title for panel in section.panels] == ["Loss", "Queries a second"]
+    assert section.note == ""
+
+
+def test_a_step_that_ran_again_counts_once_as_it_ran_last() -> None:
+    rows = training_rows(3)
+    again = [*copy.deepcopy(rows[1:]), {"step": 4, "loss": 9.0}]
+    section = training_section(rows + again)
+    assert section is not None
+    facts = dict(section.facts)
+    assert facts["steps"] == "4"
+    assert facts["steps run again after a restart"] == "2"
+    assert facts["time in steps"] == "6.0 s"
+
+
+def test_steps_that_are_not_finite_are_left_out_and_counted() -> None:
+    rows = training_rows(5)
+    rows[2]["loss"] = math.inf
+    rows[3]["loss"] = math.nan
+    section = training_section(rows)
+    assert section is not None
+    assert "2 steps that are not finite are left out" in section.panels[0].caption
+    assert "over 3 steps" in section.panels[0].image
+
+
+def test_long_runs_say_that_lines_are_means() -> None:
+    section = training_section(training_rows(500))
+    assert section is not None
+    assert "about 2.5 steps" in section.note
+
+
+def test_counts_are_one_table_a_level() -> None:
+    stats = {"num_rows": 1000, "dropped": {"is_query": 3, "deep": {"a": 1}}, "model": "m"}
+    assert counts_tables(stats) == [
+        ("", [("num rows", "1,000"), ("model", "m")]),
+        ("dropped", [("is query", "3"), ("deep", '{"a": 1}')]),
+    ]
+    assert counts_tables(None) is None
+    assert counts_tables({}) == []
