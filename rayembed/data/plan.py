@@ -52,7 +52,9 @@ class BatchPlan:
 
 @lru_cache(maxsize=2)  # this epoch's and, for the thread that works ahead, the next one's
 def _permutation(seed: int, epoch: int, num_rows: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch, _ORDER]).permutation(num_rows)
+    rows = np.random.default_rng([seed, epoch, _ORDER]).permutation(num_rows)
+    rows.setflags(write=False)  # every batch of the epoch is a view of it
+    return rows
 
 
 def choose_group(

@@ -97,11 +97,14 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write a local file so that it is there in full or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     working = path.with_name(f".{path.name}.{os.getpid()}")
-    with working.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(working, path)
+    try:
+        with working.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(working, path)
+    finally:
+        working.unlink(missing_ok=True)
 
 
 def working_folder(final: Path) -> Path:

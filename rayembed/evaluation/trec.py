@@ -26,7 +26,7 @@ def write_run(path: Path, rankings: dict[str, list[tuple[str, float]]], *, tag: 
                     _check_word("passage id", passage_id)
                     if not math.isfinite(score):
                         raise ValueError(f"score of query {query_id!r} and passage {passage_id!r} is {score}")
-                    file.write(f"{query_id} Q0 {passage_id} {rank} {float(score)!r} {tag}\n")
+                    file.write(f"{query_id} Q0 {passage_id} {rank} {float(score)} {tag}\n")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

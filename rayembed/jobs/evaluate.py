@@ -16,13 +16,14 @@ from rayembed.data.prepare import Evaluation, prepare
 from rayembed.data.storage import write_atomic
 from rayembed.data.store import Store
 from rayembed.evaluation.distributions import similarity_summary
-from rayembed.evaluation.ranking import evaluate_rankings
+from rayembed.evaluation.ranking import evaluate_rankings, query_counts
 from rayembed.evaluation.significance import compare
 from rayembed.evaluation.trec import write_run
+from rayembed.jobs import estimates
 from rayembed.jobs.folders import Reads, state, written_once
 from rayembed.jobs.ranking import ShardTops, search_shards
 from rayembed.jobs.session import ray_session
-from rayembed.jobs.vectors import encode_store
+from rayembed.jobs.vectors import Vectors, encode_store
 from rayembed.models.loading import pooling_of, weights_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -36,11 +37,8 @@ class Judged:
     rankings: dict[str, Ranking]
     means: dict[str, float]
     per_query: dict[str, dict[str, float]]
-    positive_scores: NDArray[np.float32]
-    """Of every judged positive."""
-
-    negative_scores: NDArray[np.float32]
-    """Of the best passages that are not positives, as many a query as it has positives."""
+    queries: Vectors
+    passages: Vectors
 
 
 def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
@@ -75,7 +73,8 @@ def plan(experiment: Experiment) -> str:
     where = state(Path(experiment.output_dir) / "evaluate", _reads(experiment, config, evaluation))
     return (
         f"evaluate: {evaluation.queries.num_rows:,} queries against {evaluation.corpus.num_rows:,} passages, "
-        f"{' and '.join(_models(experiment))}; {where}"
+        f"{' and '.join(_models(experiment))}; "
+        f"{estimates.encoding(experiment, evaluation.queries, 'text', evaluation.corpus)} a model; {where}"
     )
 
 
@@ -145,18 +144,40 @@ def _judge(experiment: Experiment, config: EvaluateConfig, evaluation: Evaluatio
         for query_id, (scores, rows) in zip(ids.column("id").to_pylist(), merged, strict=True):
             passage_ids = evaluation.corpus.take(rows, ["id"]).column("id").to_pylist()
             rankings[query_id] = list(zip(passage_ids, scores.tolist(), strict=True))
-    ranked = {query_id: [passage_id for passage_id, _ in ranking] for query_id, ranking in rankings.items()}
-    means, per_query = evaluate_rankings(ranked, evaluation.qrels, [*config.k_values, _metric_k(config)])
-    query_rows = dict(zip(_all_ids(evaluation), range(evaluation.queries.num_rows), strict=True))
-    positives, negatives = [], []
-    query_vectors = queries.all()
-    for query_id in per_query:
+    means, per_query = evaluate_rankings(_ranked(rankings), evaluation.qrels, [*config.k_values, _metric_k(config)])
+    return Judged(rankings, means, per_query, queries, passages)
+
+
+def _similarities(evaluation: Evaluation, judged: dict[str, Judged]) -> dict[str, Any]:
+    """Distributions of every model's scores over the same pairs, so that before and after can be compared.
+
+    Positives are the judged ones; negatives are what either model ranks best without being one, as many a query, a
+    model, as it has positives.
+    """
+    rows = {query_id: row for row, query_id in enumerate(_all_ids(evaluation))}
+    pairs: dict[str, list[tuple[int, str]]] = {"positives": [], "negatives": []}
+    for query_id in judged["base"].per_query:
         own = [passage_id for passage_id, grade in evaluation.qrels[query_id].items() if grade > 0]
-        vectors = passages.take(evaluation.corpus.find_ids(own))
-        positives.append(vectors @ query_vectors[query_rows[query_id]])
-        others = [score for passage_id, score in rankings[query_id] if passage_id not in own]
-        negatives.append(np.array(others[: len(own)], np.float32))
-    return Judged(rankings, means, per_query, np.concatenate(positives), np.concatenate(negatives))
+        others = set()
+        for model in judged.values():
+            others.update([i for i, _ in model.rankings[query_id] if i not in own][: len(own)])
+        pairs["positives"] += [(rows[query_id], passage_id) for passage_id in own]
+        pairs["negatives"] += [(rows[query_id], passage_id) for passage_id in sorted(others)]
+
+    def scores(model: Judged, kind: str) -> NDArray[np.float32]:
+        queries = model.queries.take(np.array([row for row, _ in pairs[kind]]))
+        passages = model.passages.take(evaluation.corpus.find_ids([passage_id for _, passage_id in pairs[kind]]))
+        products: NDArray[np.float32] = np.sum(queries * passages, axis=1)
+        return products
+
+    return {
+        name: similarity_summary(scores(model, "positives"), scores(model, "negatives"))
+        for name, model in judged.items()
+    }
+
+
+def _ranked(rankings: dict[str, Ranking]) -> dict[str, list[str]]:
+    return {query_id: [passage_id for passage_id, _ in ranking] for query_id, ranking in rankings.items()}
 
 
 def _metric_k(config: EvaluateConfig) -> int:
@@ -172,7 +193,7 @@ def _write(config: EvaluateConfig, evaluation: Evaluation, judged: dict[str, Jud
     metrics: dict[str, Any] = {name: model.means for name, model in judged.items()}
     metrics |= {
         "metric": metric,
-        "num_queries": len(judged["base"].per_query),
+        **query_counts(_ranked(judged["base"].rankings), evaluation.qrels),
         "num_passages": evaluation.corpus.num_rows,
     }
     for name, model in judged.items():
@@ -185,9 +206,7 @@ def _write(config: EvaluateConfig, evaluation: Evaluation, judged: dict[str, Jud
         metrics["significance"] = compare(metric, base, tuned, num_permutations=config.num_permutations, seed=seed)
         lines = _per_query(evaluation, judged, base, tuned)
         write_atomic(folder / "per_query.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
-    similarities = {
-        name: similarity_summary(model.positive_scores, model.negative_scores) for name, model in judged.items()
-    }
+    similarities = _similarities(evaluation, judged)
     write_atomic(folder / "similarities.json", json.dumps(similarities).encode())
     write_atomic(folder / "metrics.json", json.dumps(metrics, indent=1).encode())
 

@@ -34,6 +34,8 @@ def written_once(final: Path, reads: Reads, write: Callable[[Path], None], *, ov
         ChangedError: the folder, or an unfinished one, was made from something else; the message says from what.
     """
     working = working_folder(final)
+    if working.exists() and not (working / RECORD).is_file():
+        shutil.rmtree(working)  # killed before its first file was there: it holds nothing to resume
     for folder in (final, working):
         if folder.exists() and not overwrite:
             _refuse_changes(folder, reads)
@@ -75,7 +77,7 @@ def _refuse_changes(folder: Path, reads: Reads) -> None:
 def state(final: Path, reads: Reads) -> str:
     """In words for --dry-run: whether the job would run, resume, or has nothing to do."""
     for folder, same in ((final, "is up to date"), (working_folder(final), "was left half done and would be resumed")):
-        if folder.exists():
+        if (folder / RECORD).is_file() or (folder == final and folder.exists()):
             return same if not changes(folder, reads) else "was made from other settings: needs --overwrite"
     return "would be written"
 

@@ -18,6 +18,7 @@ from rayembed.config.jobs import MineConfig
 from rayembed.data.prepare import Prepared, prepare
 from rayembed.data.storage import write_atomic
 from rayembed.data.store import Store
+from rayembed.jobs import estimates
 from rayembed.jobs.folders import Reads, state, written_once
 from rayembed.jobs.ranking import ShardTops, search_shards
 from rayembed.jobs.session import ray_session
@@ -26,6 +27,8 @@ from rayembed.jobs.vectors import EXPERIMENT, encode_store
 from rayembed.mining.filters import Candidate, Query, same_text
 from rayembed.mining.selection import query_seed, select
 from rayembed.models.loading import pooling_of, weights_fingerprint
+
+KEPT = ("query_id", "query", "prompt", "pos", "pos_ids", "dataset", "type")  # of a row, as it was
 
 
 def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
@@ -62,7 +65,8 @@ def plan(experiment: Experiment) -> str:
     where = state(Path(experiment.output_dir) / "mine", _reads(experiment, config, prepared))
     return (
         f"mine: {rows.num_rows:,} queries against {corpus.num_rows:,} passages in {len(corpus.parts)} units, "
-        f"{config.negative_number} negatives a query from ranks {config.range_for_sampling}; {where}"
+        f"{config.negative_number} negatives a query from ranks {config.range_for_sampling}; "
+        f"{estimates.encoding(experiment, rows, 'query', corpus)}; {where}"
     )
 
 
@@ -193,5 +197,5 @@ def _query(row: dict[str, Any]) -> Query:
 
 def _mined(row: dict[str, Any], negatives: Sequence[Candidate]) -> dict[str, Any]:
     """The row with new negatives; scores of the old ones would be wrong and are left out."""
-    kept = {key: row[key] for key in ("query_id", "query", "prompt", "pos", "pos_ids", "type") if row[key] is not None}
+    kept = {key: row[key] for key in KEPT if row[key] is not None}
     return {**kept, "neg": [c.text for c in negatives], "neg_ids": [c.id for c in negatives]}

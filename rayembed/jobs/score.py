@@ -206,7 +206,7 @@ def write_scored(
     lines = []
     for row, own in zip(table, scores, strict=True):
         pos, neg = own[: len(row["pos"])].tolist(), own[len(row["pos"]) :].tolist()
-        kept = {key: value for key, value in row.items() if value is not None and key != "dataset"}
+        kept = {key: value for key, value in row.items() if value is not None}
         lines.append(json.dumps({**kept, "pos_scores": pos, "neg_scores": neg}, ensure_ascii=False))
         counts["pos"] += len(pos)
         counts["neg"] += len(neg)

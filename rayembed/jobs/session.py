@@ -28,7 +28,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     else:
         ray.init(
             address="local",
-            include_dashboard=False,
+            include_dashboard=True,  # Ray Train cannot clean up after a stopped run without it
             log_to_driver=True,
             logging_level=logging.WARNING,
             configure_logging=True,

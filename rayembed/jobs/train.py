@@ -16,6 +16,7 @@ from rayembed.config.deepspeed import deepspeed_settings
 from rayembed.config.train import TrainConfig
 from rayembed.data.plan import BatchPlan, total_batches
 from rayembed.data.store import Store
+from rayembed.jobs import estimates
 from rayembed.jobs.folders import Reads, state, written_once
 from rayembed.jobs.inputs import training_rows
 from rayembed.jobs.session import log_from_worker, ray_session
@@ -79,7 +80,8 @@ def plan(experiment: Experiment) -> str:
     return (
         f"train: {rows.num_rows:,} rows of {source}, {batches.batches_per_epoch:,} batches of "
         f"{batches.global_batch_size:,} queries an epoch on {experiment.ray.num_workers} workers, "
-        f"{total // config.gradient_accumulation_steps:,} steps, {negatives:,} negatives a query; {where}"
+        f"{total // config.gradient_accumulation_steps:,} steps, {negatives:,} negatives a query; "
+        f"{estimates.training(experiment, rows, total)}; {where}"
     )
 
 

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import traceback
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,6 +99,7 @@ def run_units(
 
 def _stream(pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: bool) -> Any:  # noqa: ANN401
     context = ray.data.DataContext.get_current()
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # no other way to bound retries
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_errored_blocks = len(pending)  # a unit that kills its worker must not take the others with it
@@ -149,7 +151,7 @@ def _raise_if_failed(pending: Sequence[Unit], work: Work, errors: dict[str, str]
 
 
 def _done_file(folder: Path, name: str) -> Path:
-    return folder / f"{name}.done.json"
+    return folder / "done" / f"{name}.json"
 
 
 class UnitActor:

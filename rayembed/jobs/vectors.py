@@ -1,5 +1,6 @@
 """Vectors of a store's texts, cached by everything that they depend on; mining, scoring and evaluation share them."""
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -69,7 +70,7 @@ def encode_store(
     length = max_len or experiment.max_len(side)
     settings = asdict(experiment.model)
     depends_on = {
-        "store": [store.fingerprint, [part.num_rows for part in store.parts]],
+        "texts": [_texts_fingerprint(store), [part.num_rows for part in store.parts]],
         "weights": weights_fingerprint(name),
         "model": {key: value for key, value in settings.items() if key not in ("name_or_path", "dropout")},
         "side": side,
@@ -96,6 +97,16 @@ def encode_store(
     run_units(units, work, experiment.ray)
     (folder / "depends_on.json").write_text(json.dumps(depends_on, indent=1) + "\n")
     return Vectors(folder, store)
+
+
+def _texts_fingerprint(store: Store) -> str:
+    """Of training rows only their queries: negatives and scores come and go, and the vectors stay."""
+    if store.schema.names[0] == "id":
+        return store.fingerprint
+    digest = hashlib.sha256()
+    for part in store.iter_parts(["query", "prompt"]):
+        digest.update(json.dumps(part.to_pylist()).encode())
+    return digest.hexdigest()[:16]
 
 
 def _name(index: int) -> str:

@@ -101,6 +101,6 @@ def _pad(texts: list[Sequence[int]], length: int, pad_token: int, padding_side: 
     mask = torch.zeros((len(texts), length), dtype=torch.long)
     for row, text in enumerate(texts):
         place = slice(length - len(text), length) if padding_side == "left" else slice(0, len(text))
-        ids[row, place] = torch.as_tensor(text, dtype=torch.long)
+        ids[row, place] = torch.tensor(text, dtype=torch.long)
         mask[row, place] = 1
     return ids, mask

@@ -91,24 +91,36 @@ class Reranker:
     def score(
         self, pairs: Sequence[tuple[str, str]], *, max_len: int, tokens_per_batch: int, dtype: torch.dtype
     ) -> NDArray[np.float32]:
-        """Raw logits [N] of N (query, passage) pairs, in their order; pairs are cut to `max_len`, the passage first."""
-        encoded = self.tokenizer(
-            [query for query, _ in pairs],
-            [passage for _, passage in pairs],
-            truncation="only_second" if max_len >= 64 else "longest_first",
-            max_length=max_len,
-        )
+        """Raw logits [N] of N (query, passage) pairs, in their order.
+
+        Pairs are cut to `max_len` at the passage; where the query takes more than three quarters, at both.
+        """
+        encoded = self._tokenize(pairs, max_len)
         scores = np.empty(len(pairs), np.float32)
-        order = sorted(range(len(pairs)), key=lambda i: -len(encoded["input_ids"][i]))
+        order = sorted(range(len(pairs)), key=lambda i: -len(encoded[i]["input_ids"]))
         start = 0
         while start < len(order):
-            count = max(1, tokens_per_batch // len(encoded["input_ids"][order[start]]))
+            count = max(1, tokens_per_batch // len(encoded[order[start]]["input_ids"]))
             rows = order[start : start + count]
-            inputs = self.tokenizer.pad(
-                {key: [values[i] for i in rows] for key, values in encoded.items()}, return_tensors="pt"
-            ).to(self.device)
+            inputs = self.tokenizer.pad([encoded[i] for i in rows], return_tensors="pt").to(self.device)
             with autocast(dtype, self.device):
                 logits = self.model(**inputs).logits
             scores[rows] = logits.float().reshape(len(rows)).cpu().numpy()
             start += count
         return scores
+
+    def _tokenize(self, pairs: Sequence[tuple[str, str]], max_len: int) -> list[dict[str, list[int]]]:
+        if not pairs:
+            return []
+        queries = self.tokenizer([query for query, _ in pairs], add_special_tokens=False)["input_ids"]
+        longest = max_len * 3 // 4 - self.tokenizer.num_special_tokens_to_add(pair=True)
+        encoded: list[dict[str, list[int]]] = [{}] * len(pairs)
+        for truncation, long in (("only_second", False), ("longest_first", True)):  # the first fails on a long query
+            rows = [i for i, ids in enumerate(queries) if (len(ids) > longest) == long]
+            if rows:
+                found = self.tokenizer(
+                    [pairs[i][0] for i in rows], [pairs[i][1] for i in rows], truncation=truncation, max_length=max_len
+                )
+                for position, row in enumerate(rows):
+                    encoded[row] = {key: values[position] for key, values in found.items()}
+        return encoded

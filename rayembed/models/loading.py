@@ -15,7 +15,7 @@ from rayembed.models.embedder import Embedder
 from rayembed.models.families import FAMILIES
 
 PACKAGE = "package://"
-POOLING_FLAGS = {  # of sentence-transformers' 1_Pooling/config.json
+POOLING_FLAGS = {  # of 1_Pooling/config.json
     "cls": "pooling_mode_cls_token",
     "mean": "pooling_mode_mean_tokens",
     "last_token": "pooling_mode_lasttoken",
@@ -31,9 +31,12 @@ def resolve(name_or_path: str) -> str:
     if not name_or_path.startswith(PACKAGE):
         return name_or_path
     package, _, rest = name_or_path.removeprefix(PACKAGE).partition("/")
-    spec = importlib.util.find_spec(package)
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(f"{name_or_path}: no package {package!r} is installed; pip install it, or give a path")
+        raise FileNotFoundError(
+            f"{name_or_path}: no package {package!r} is installed; pip install it (here it goes by the name that Python "
+            "imports, with _ and not -), or give a path"
+        )
     folder = Path(next(iter(spec.submodule_search_locations))) / rest
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{name_or_path}: {folder} holds no config.json")
@@ -48,6 +51,8 @@ def load_config(name_or_path: str, *, trust_remote_code: bool = False) -> Any:  
     """
     folder = resolve(name_or_path)
     try:
+        if Path(folder).is_dir() and not (Path(folder) / "config.json").is_file():
+            raise FileNotFoundError(f"{folder} holds no config.json")
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except OSError as error:
         raise FileNotFoundError(
@@ -113,7 +118,11 @@ def load_embedder(config: ModelConfig, *, name_or_path: str | None = None) -> Em
 
 def dropout_keys(settings: Any) -> list[str]:  # noqa: ANN401
     """Names of the dropout probabilities in a checkpoint's configuration."""
-    return [key for key, value in settings.to_dict().items() if "dropout" in key and isinstance(value, float)]
+    return [
+        key
+        for key, value in settings.to_dict().items()
+        if "dropout" in key and isinstance(value, int | float) and not isinstance(value, bool)
+    ]
 
 
 def prepare_for_training(

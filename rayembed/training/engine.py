@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from rayembed.config.train import TrainConfig
-from rayembed.models.encoding import autocast
 
 if not torch.cuda.is_available():  # silences DeepSpeed's guess; on a GPU machine it must stay unset
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -57,8 +56,8 @@ class Engine:
             train.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps
         )
         self.stage: int = settings["zero_optimization"]["stage"]
-        self.dtype = torch.bfloat16 if train.bf16 else torch.float32
-        self.device = device
+        if train.bf16:  # inside the model: on a GPU, DeepSpeed turns an autocast around its engine off
+            model.forward = torch.autocast(device.type, dtype=torch.bfloat16)(model.forward)
         self._engine, *_ = deepspeed.initialize(
             model=model.to(device),
             optimizer=optimizer,
@@ -75,9 +74,8 @@ class Engine:
         return module
 
     def __call__(self, *inputs: object) -> Any:  # noqa: ANN401 - whatever the model gives
-        """The model's forward pass, in the arithmetic type of train.bf16."""
-        with autocast(self.dtype, self.device):
-            return self._engine(*inputs)
+        """The model's forward pass, in bfloat16 under train.bf16."""
+        return self._engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of the loss divided by gradient_accumulation_steps, averaged over workers."""
@@ -122,9 +120,9 @@ class Engine:
         Raises:
             FileNotFoundError: the folder holds no checkpoint.
         """
-        loaded, state = self._engine.load_checkpoint(str(folder), tag="state")
-        if loaded is None:
-            raise FileNotFoundError(f"{folder} holds no DeepSpeed checkpoint")
+        if not (folder / "state").is_dir():
+            raise FileNotFoundError(f"{folder} holds no DeepSpeed checkpoint (no folder state)")
+        _, state = self._engine.load_checkpoint(str(folder), tag="state")
         return dict(state)
 
     def whole_weights(self) -> Any:  # noqa: ANN401 - a context manager of DeepSpeed's

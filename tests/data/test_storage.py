@@ -140,6 +140,16 @@ def test_write_atomic_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypa
     with pytest.raises(OSError, match="disk full"):
         storage.write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_write_atomic_changes_the_name_of_a_finished_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    storage.write_atomic(path, b"old")
+    with path.open("rb") as reader:
+        storage.write_atomic(path, b"new")
+        assert reader.read() == b"old"  # who reads meanwhile keeps the whole old file
+    assert path.read_bytes() == b"new"
 
 
 def test_a_folder_gets_its_name_when_it_is_whole(tmp_path: Path) -> None:

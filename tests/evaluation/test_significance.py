@@ -101,6 +101,7 @@ def test_same_seed_same_result_and_another_seed_another() -> None:
     first, again, other = (compare("m", base, tuned, num_permutations=500, seed=seed) for seed in (7, 7, 8))
     assert first == again
     assert first["ci95"] != other["ci95"]
+    assert first["p_value"] != other["p_value"]
 
 
 def test_refuses_different_queries() -> None:

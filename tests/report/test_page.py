@@ -136,10 +136,11 @@ def test_every_text_is_escaped(run_folder: Path) -> None:
 def test_long_texts_are_cut(run_folder: Path) -> None:
     path = run_folder / "evaluate/per_query.jsonl"
     row = json.loads(path.read_text().splitlines()[0])
-    path.write_text(json.dumps(row | {"base": 0, "tuned": 1, "query": "qq" * 200, "positives": ["pp" * 200]}))
+    long = {"query": "qq" * 200, "positives": ["pp" * 200], "base_top": row["base_top"] | {"text": "zz" * 200}}
+    path.write_text(json.dumps(row | {"base": 0, "tuned": 1} | long))
     text = Structure(build(run_folder)).text
-    assert max(len(run) for run in re.findall("q+", text)) == 299
-    assert max(len(run) for run in re.findall("p+", text)) == 299
+    for letter in "qpz":
+        assert max(map(len, re.findall(f"{letter}+", text))) == 299
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,11 @@ def test_a_step_that_ran_again_counts_once_as_it_ran_last() -> None:
     assert facts["time in steps"] == "6.0 s"
 
 
+def test_steps_are_drawn_in_their_order() -> None:
+    ordered, shuffled = training_section(training_rows(30)), training_section(training_rows(30)[::-1])
+    assert ordered == shuffled
+
+
 def test_steps_that_are_not_finite_are_left_out_and_counted() -> None:
     rows = training_rows(5)
     rows[2]["loss"] = math.inf

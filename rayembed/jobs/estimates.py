@@ -1,0 +1,67 @@
+"""Time and memory of a job for --dry-run, from a sample of its texts."""
+
+import numpy as np
+
+from rayembed.config import Experiment
+from rayembed.config.deepspeed import deepspeed_settings
+from rayembed.data.store import Store
+from rayembed.models.cost import Cost, encoding_cost, training_cost
+from rayembed.models.encoding import tokenize
+from rayembed.models.families import FAMILIES
+from rayembed.models.loading import load_tokenizer
+from rayembed.tracking.progress import duration
+
+SAMPLE = 256
+
+
+def mean_tokens(experiment: Experiment, store: Store, column: str, max_len: int) -> float:
+    """Tokens of a text on average, cut to `max_len`, of a sample of a store's column (texts, or lists of texts)."""
+    model = experiment.model
+    tokenizer = load_tokenizer(
+        model.name_or_path,
+        padding_side=FAMILIES[model.family].padding_side,
+        trust_remote_code=model.trust_remote_code,
+    )
+    rows = np.random.default_rng(0).choice(store.num_rows, min(SAMPLE, store.num_rows), replace=False)
+    values = store.take(np.sort(rows), [column]).column(column).to_pylist()
+    texts = [text for value in values for text in (value if isinstance(value, list) else [value])][: 4 * SAMPLE]
+    return float(np.mean([len(ids) for ids in tokenize(tokenizer, texts, max_len)]))
+
+
+def encoding(experiment: Experiment, queries: Store, query_column: str, corpus: Store) -> str:
+    """Of encoding queries and a corpus."""
+    tokens = queries.num_rows * mean_tokens(experiment, queries, query_column, experiment.max_len("query"))
+    tokens += corpus.num_rows * mean_tokens(experiment, corpus, "text", experiment.max_len("passage"))
+    device_tokens = experiment.encode.tokens_per_batch or (65536 if experiment.ray.use_gpu else 4096)
+    cost = encoding_cost(
+        experiment.model,
+        tokens=tokens,
+        dtype=experiment.encode.dtype,
+        use_gpu=experiment.ray.use_gpu,
+        tokens_per_batch=device_tokens,
+    )
+    return _words(cost)
+
+
+def training(experiment: Experiment, rows: Store, batches: int) -> str:
+    """Of training for a number of batches."""
+    config, data = experiment.train, experiment.data
+    assert config is not None
+    query = mean_tokens(experiment, rows, "query", data.query_max_len)
+    passage = mean_tokens(experiment, rows, "pos", data.passage_max_len)
+    a_batch = experiment.global_batch_size() * (query + data.train_group_size * passage)
+    cost = training_cost(
+        experiment.model,
+        tokens=batches * a_batch,
+        tokens_a_worker_batch=a_batch / experiment.ray.num_workers,
+        bf16=config.bf16 or config.fp16,
+        checkpointing=config.gradient_checkpointing,
+        zero_stage=deepspeed_settings(experiment)["zero_optimization"]["stage"],
+        num_workers=experiment.ray.num_workers,
+        use_gpu=experiment.ray.use_gpu,
+    )
+    return _words(cost)
+
+
+def _words(cost: Cost) -> str:
+    return f"about {duration(cost.seconds)} and {cost.bytes_a_worker / 1e9:.1f} GB a worker at this machine's speed"

@@ -1,0 +1,27 @@
+"""Workers for the tests of `run_units` that die, fail or count, as their units say."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+
+class Breaking:
+    """Writes a line for every call to calls/NAME, then does what the unit's `does` says."""
+
+    def __init__(self, *, constructor: str, threads: int, use_gpu: bool) -> None:
+        if constructor:
+            raise OSError(constructor)
+
+    def __call__(self, spec: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
+        calls = folder / "calls" / name
+        calls.parent.mkdir(exist_ok=True)
+        with calls.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        first = len(calls.read_text().splitlines()) == 1
+        if spec["does"] == "die" or (spec["does"] == "die once" and first):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if spec["does"] == "raise":
+            raise ValueError(f"unit {name} holds nonsense")
+        (folder / f"{name}.txt").write_text(spec["writes"])
+        return {"letters": len(spec["writes"])}

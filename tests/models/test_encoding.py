@@ -1,0 +1,139 @@
+"""Texts to vectors in order and within 16-bit rounding; a reranker's scores equal transformers' own, pair by pair."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from rayembed.config.model import ModelConfig
+from rayembed.models.encoding import (
+    Reranker,
+    encode,
+    resolve_dtype,
+    resolve_tokens_per_batch,
+    tokenize,
+)
+from rayembed.models.loading import load_embedder, load_tokenizer
+from rayembed.models.probe import least_cosine
+
+CPU = torch.device("cpu")
+TEXTS = ["a cat", "dogs bark at night", "", "the 7 seas; and more", "z", "long " * 30, "a cat"]
+SENTENCES = [
+    "How are genetic conditions treated?",
+    "Diabetes is a disease in which your blood glucose, or blood sugar, levels are too high. " * 4,
+    "numpy.linalg.norm(x, ord=None)",
+    "Return the sum of array elements over a given axis.",
+    "x",
+]
+
+
+def test_vectors_come_in_the_order_of_the_texts(tiny_model: Path) -> None:
+    model = load_embedder(ModelConfig(name_or_path=str(tiny_model)))
+    tokenizer = load_tokenizer(str(tiny_model), padding_side="right")
+    together = encode(model, tokenizer, TEXTS, max_len=32, tokens_per_batch=40, dtype=torch.float32)
+    alone = [encode(model, tokenizer, [t], max_len=32, tokens_per_batch=4096, dtype=torch.float32) for t in TEXTS]
+    np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-6)
+    assert together.dtype == np.float32
+    np.testing.assert_allclose(together[0], together[-1], atol=1e-6)
+    assert np.abs(together[0] - together[1]).max() > 0.01
+
+
+def test_no_texts_give_no_vectors(tiny_model: Path) -> None:
+    model = load_embedder(ModelConfig(name_or_path=str(tiny_model)))
+    tokenizer = load_tokenizer(str(tiny_model), padding_side="right")
+    assert encode(model, tokenizer, [], max_len=32, tokens_per_batch=64, dtype=torch.float32).shape == (0, 64)
+
+
+def test_texts_are_cut_with_their_special_tokens(tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_model), padding_side="right")
+    (ids,) = tokenize(tokenizer, ["abcdefghij"], 6)
+    assert tokenizer.convert_ids_to_tokens(ids) == ["[CLS]", "a", "##b", "##c", "##d", "[SEP]"]
+
+
+def test_bfloat16_keeps_the_direction_on_a_real_model(minilm: str) -> None:
+    model = load_embedder(ModelConfig(name_or_path=minilm))
+    tokenizer = load_tokenizer(minilm, padding_side="right")
+    full, half = (
+        encode(model, tokenizer, SENTENCES, max_len=128, tokens_per_batch=4096, dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert least_cosine(full, half) >= 0.9999
+    assert np.abs(full - half).max() > 1e-6  # bfloat16 was in force
+    np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1, atol=1e-5)  # normalised in float32
+
+
+def test_the_arithmetic_type_and_batch_suit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_dtype("float16", CPU) == torch.float16
+    for there, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda there=there: {"avx512_bf16": there})
+        assert resolve_dtype("auto", CPU) == expected
+    assert resolve_tokens_per_batch(128, CPU) == 128
+    assert resolve_tokens_per_batch(None, torch.device("cuda")) > resolve_tokens_per_batch(None, CPU)
+
+
+PAIRS = [
+    ("what is it", "a thing"),
+    ("why", "because " * 20),
+    ("q", "p"),
+    ("what is it", "another thing, longer"),
+    ("some query", "text " * 9),
+]
+
+
+def one_by_one(folder: Path, pairs: list[tuple[str, str]], max_len: int, truncation: str) -> list[float]:
+    """What transformers gives for one pair at a time, without padding."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    scores = []
+    for query, passage in pairs:
+        inputs = tokenizer(query, passage, truncation=truncation, max_length=max_len, return_tensors="pt")
+        with torch.inference_mode():
+            scores.append(float(model(**inputs).logits[0, 0]))
+    return scores
+
+
+@pytest.mark.parametrize("tokens_per_batch", [64, 150, 4096])
+def test_reranker_scores_equal_transformers_own_in_order(reranker_folder: Path, tokens_per_batch: int) -> None:
+    expected = one_by_one(reranker_folder, PAIRS, 64, "only_second")
+    assert np.ptp(expected) > 0.05
+    reranker = Reranker(str(reranker_folder), device=CPU)
+    scores = reranker.score(PAIRS, max_len=64, tokens_per_batch=tokens_per_batch, dtype=torch.float32)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+def test_reranker_cuts_a_query_that_leaves_no_room(reranker_folder: Path) -> None:
+    pairs = [("word " * 60, "a short one"), PAIRS[1], ("word " * 60, "a long one " * 40)]
+    scores = Reranker(str(reranker_folder), device=CPU).score(
+        pairs, max_len=64, tokens_per_batch=4096, dtype=torch.float32
+    )
+    expected = [
+        *one_by_one(reranker_folder, pairs[:1], 64, "longest_first"),
+        *one_by_one(reranker_folder, pairs[1:2], 64, "only_second"),
+        *one_by_one(reranker_folder, pairs[2:], 64, "longest_first"),
+    ]
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+def test_reranker_takes_the_shortest_limit(reranker_folder: Path) -> None:
+    reranker = Reranker(str(reranker_folder), device=CPU)
+    scores = reranker.score(PAIRS, max_len=8, tokens_per_batch=4096, dtype=torch.float32)
+    assert np.isfinite(scores).all()
+
+
+def test_reranker_scores_no_pairs(reranker_folder: Path) -> None:
+    reranker = Reranker(str(reranker_folder), device=CPU)
+    assert reranker.score([], max_len=64, tokens_per_batch=64, dtype=torch.float32).shape == (0,)
+
+
+def test_reranker_logs_nothing_for_a_batch(reranker_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        Reranker(str(reranker_folder), device=CPU).score(PAIRS, max_len=64, tokens_per_batch=64, dtype=torch.float32)
+    assert not caplog.records
+
+
+def test_a_classifier_of_two_labels_is_no_teacher(two_label_folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"has 2 labels; a teacher has one score, set score\.model"):
+        Reranker(str(two_label_folder), device=CPU)

@@ -1,0 +1,195 @@
+"""The loop: its loss curve is FlagEmbedding's on the same batches, and a killed run ends as an unbroken one."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import SequentialSampler
+
+from rayembed.data.plan import BatchPlan, choose_group
+from rayembed.models.export import dropout_keys
+from rayembed.models.loading import load_config
+from tests.training.processes import in_workers
+from tests.training.small_training import Run, experiment, random_rows, train_one, write_row_tokens
+
+STEPS, BATCH, GROUP, SEED = 20, 8, 3, 42
+SHARED = {"learning_rate": 1e-4, "max_grad_norm": 1.0, "weight_decay": 0.0, "max_steps": STEPS, "temperature": 0.02}
+KINDS: dict[str, dict[str, Any]] = {
+    "cls": {"pooling": "cls"},
+    "mean": {"pooling": "mean"},
+    "kl_div": {"pooling": "cls", "knowledge_distillation": True, "kd_loss_type": "kl_div"},
+    "m3_kd_loss": {"pooling": "mean", "knowledge_distillation": True, "kd_loss_type": "m3_kd_loss"},
+}
+
+
+@pytest.fixture(scope="module")
+def still_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights without dropout."""
+    own = tmp_path_factory.mktemp("still") / "model"
+    shutil.copytree(tiny_model, own)
+    config = load_config(str(tiny_model))
+    for key in dropout_keys(config):
+        setattr(config, key, 0.0)
+    config.save_pretrained(own)
+    return own
+
+
+def frozen_batches(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups of all steps in order, each a row with one positive and just the negatives that the plan chose."""
+    plan, frozen = BatchPlan(len(rows), BATCH, SEED), []
+    for number in range(STEPS):
+        for row in plan.rows(number).tolist():
+            values = rows[row]
+            sizes = {"num_pos": len(values["pos"]), "num_neg": len(values["neg"]), "group_size": GROUP}
+            positive, negatives = choose_group(SEED, plan.epoch(number), row, **sizes)
+            frozen.append(
+                {
+                    "query": values["query"],
+                    "pos": [values["pos"][positive]],
+                    "neg": [values["neg"][i] for i in negatives],
+                    "pos_scores": [values["pos_scores"][positive]],
+                    "neg_scores": [values["neg_scores"][i] for i in negatives],
+                }
+            )
+    return frozen
+
+
+def flag_embedding_losses(model: Path, rows: list[dict[str, Any]], folder: Path, settings: dict[str, Any]) -> list[float]:
+    """FlagEmbedding's runner, data set, collator, model and trainer on the frozen batches."""
+    from FlagEmbedding.abc.finetune.embedder import (
+        AbsEmbedderDataArguments,
+        AbsEmbedderModelArguments,
+        AbsEmbedderTrainingArguments,
+    )
+    from FlagEmbedding.finetune.embedder.encoder_only.base import EncoderOnlyEmbedderRunner, EncoderOnlyEmbedderTrainer
+
+    losses: list[float] = []
+
+    class Recording(EncoderOnlyEmbedderTrainer):  # type: ignore[misc] # untyped
+        def _get_train_sampler(self, *_: object) -> SequentialSampler:
+            return SequentialSampler(self.train_dataset)
+
+        def compute_loss(self, *inputs: Any, **options: Any) -> torch.Tensor:
+            loss: torch.Tensor = super().compute_loss(*inputs, **options)
+            losses.append(loss.item())
+            return loss
+
+    class Runner(EncoderOnlyEmbedderRunner):  # type: ignore[misc] # untyped
+        def load_trainer(self) -> Recording:
+            return Recording(
+                model=self.model,
+                args=self.training_args,
+                train_dataset=self.train_dataset,
+                data_collator=self.data_collator,
+                processing_class=self.tokenizer,
+            )
+
+    folder.mkdir()
+    data = folder / "frozen.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in frozen_batches(rows)))
+    distill = settings.get("knowledge_distillation", False)
+    runner = Runner(
+        model_args=AbsEmbedderModelArguments(model_name_or_path=str(model)),
+        data_args=AbsEmbedderDataArguments(
+            train_data=[str(data)],
+            cache_path=str(folder / "cache"),
+            train_group_size=GROUP,
+            query_max_len=10,
+            passage_max_len=24,
+            knowledge_distillation=distill,
+        ),
+        training_args=AbsEmbedderTrainingArguments(
+            output_dir=str(folder / "out"),
+            per_device_train_batch_size=BATCH,
+            sentence_pooling_method=settings["pooling"],
+            kd_loss_type=settings.get("kd_loss_type", "kl_div"),
+            optim="adamw_torch",
+            lr_scheduler_type="linear",
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            **SHARED,
+        ),
+    )
+    runner.trainer.train()
+    return losses
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_curve_equals_flag_embeddings(
+    still_model: Path, tmp_path: Path, kind: str, record_property: Callable[[str, object], None]
+) -> None:
+    rows = random_rows(36)  # four rows of each epoch sit out, other ones each time
+    write_row_tokens(rows, still_model, tmp_path / "tokens")
+    theirs = flag_embedding_losses(still_model, rows, tmp_path / "flag", KINDS[kind])
+    assert len(theirs) == STEPS
+    for workers, stage in ((1, 0), (2, 3)):
+        setup = experiment(
+            still_model, workers=workers, stage=stage, group=GROUP, global_batch_size=BATCH, **KINDS[kind], **SHARED
+        )
+        run = Run(tmp_path / f"ours-{workers}", tmp_path / "tokens")
+        in_workers(workers, train_one, setup, run)
+        difference = max(abs(own - other) for own, other in zip(run.losses(), theirs, strict=True))
+        record_property(f"largest difference, {workers} workers, ZeRO {stage}", difference)
+        assert difference < 2e-5, (workers, stage, run.losses(), theirs)
+    assert max(theirs) - min(theirs) > 0.1, "the curve must move"
+
+
+@pytest.mark.parametrize(("workers", "stage"), [(1, 0), (2, 2)])
+def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(
+    tiny_model: Path, tmp_path: Path, workers: int, stage: int
+) -> None:
+    write_row_tokens(random_rows(26), tiny_model, tmp_path / "tokens")
+    setup = experiment(
+        tiny_model,
+        workers=workers,
+        stage=stage,
+        global_batch_size=4,
+        gradient_accumulation_steps=2,
+        num_train_epochs=2,
+        learning_rate=1e-3,
+        warmup_ratio=0.2,
+        save_steps=2,
+    )
+    unbroken, broken = (Run(tmp_path / name, tmp_path / "tokens") for name in ("unbroken", "broken"))
+    assert in_workers(workers, train_one, setup, unbroken) == [[2, 4]] * workers
+    assert in_workers(workers, train_one, setup, broken, 4) == [[2, 4]] * workers
+    assert not (broken.folder / "model").exists()
+    assert in_workers(workers, train_one, setup, broken, None, 2) == [[4]] * workers  # the second epoch began at 3
+    expected, found = unbroken.weights(), broken.weights()
+    assert expected.keys() == found.keys()
+    assert [name for name, value in expected.items() if not torch.equal(value, found[name])] == []
+    assert [line["step"] for line in broken.metrics()] == [1, 2, 3, 4, 5, 6]
+    assert broken.losses() == unbroken.losses()
+
+
+def test_every_step_has_its_figures(tiny_model: Path, tmp_path: Path) -> None:
+    write_row_tokens(random_rows(12), tiny_model, tmp_path / "tokens")
+    setup = experiment(tiny_model, workers=2, stage=1, global_batch_size=4, max_steps=4, learning_rate=1e-3)
+    run = Run(tmp_path / "run", tmp_path / "tokens")
+    in_workers(2, train_one, setup, run)
+    lines = run.metrics()
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line["epoch"] for line in lines] == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3])
+    assert [line["learning_rate"] for line in lines] == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+    for line in lines:
+        assert line["negatives_per_query"] == 4 * 3 - 1
+        assert line["queries_per_second"] * line["seconds"] == pytest.approx(4)
+        assert 0 < line["padding_share"] < 1
+        assert line["grad_norm"] > 0
+        assert math.isfinite(line["loss"])
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(tiny_model: Path, tmp_path: Path) -> None:
+    write_row_tokens(random_rows(12), tiny_model, tmp_path / "tokens")
+    setup = experiment(tiny_model, workers=1, stage=0, global_batch_size=4, max_steps=3, learning_rate=1e30, max_grad_norm=0)
+    with pytest.raises(AssertionError, match=r"FloatingPointError: the loss of step [23] is nan; lower train\.learning_rate"):
+        in_workers(1, train_one, setup, Run(tmp_path / "run", tmp_path / "tokens"))
