@@ -1,8 +1,9 @@
 """The whole experiment: one section a job, and the sections that jobs share."""
 
+import os
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from rayembed.config.base import STRICT
@@ -53,13 +54,19 @@ class Experiment:
     export: ExportConfig | None = None
     """Model card, check and other formats. null: not run."""
 
+    @field_validator("output_dir")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        """Workers have working directories of their own."""
+        if "://" in value:
+            raise ValueError(
+                "must be a local path or a mounted one that all machines share, for now (data may be read from any "
+                "filesystem)"
+            )
+        return os.path.abspath(os.path.expanduser(value))
+
     @model_validator(mode="after")
     def _together(self) -> Self:
-        if "://" in self.output_dir:
-            raise ValueError(
-                f"output_dir is {self.output_dir!r}; run folders lie on a local or shared mounted path for now "
-                "(data may be read from any filesystem)"
-            )
         if self.train is not None:
             workers, size = self.ray.num_workers, self.train.global_batch_size
             if size is not None and size % workers:

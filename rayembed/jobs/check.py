@@ -39,6 +39,8 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     if experiment.score is not None:
         load_config(experiment.score.model, trust_remote_code=experiment.score.trust_remote_code)
     prepared = prepare(experiment)
+    if experiment.mine is not None:
+        prepared.report.warnings.drop("rows without negatives")  # that is what mine is for
     text = prepared.report.summary()
     prepared.report.raise_if_errors()
     lines = [

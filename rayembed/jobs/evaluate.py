@@ -70,10 +70,14 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
 def plan(experiment: Experiment) -> str:
     """What `run` would do."""
     config, evaluation = _section(experiment), _data(experiment)
-    where = state(Path(experiment.output_dir) / "evaluate", _reads(experiment, config, evaluation))
+    if experiment.train is not None and not (Path(experiment.output_dir) / "model").is_dir():
+        names, where = "base and (after train) tuned", "would be written"
+    else:
+        names = " and ".join(_models(experiment))
+        where = state(Path(experiment.output_dir) / "evaluate", _reads(experiment, config, evaluation))
     return (
         f"evaluate: {evaluation.queries.num_rows:,} queries against {evaluation.corpus.num_rows:,} passages, "
-        f"{' and '.join(_models(experiment))}; "
+        f"{names}; "
         f"{estimates.encoding(experiment, evaluation.queries, 'text', evaluation.corpus)} a model; {where}"
     )
 

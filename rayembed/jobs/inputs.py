@@ -39,3 +39,12 @@ def training_rows(experiment: Experiment, *, after: tuple[str, ...]) -> tuple[St
     if prepared.rows is None:
         raise ValueError("there are no training rows; set data.train to files, folders or globs")
     return prepared.rows, ", ".join(experiment.data.train)
+
+
+def planned_rows(experiment: Experiment, *, after: tuple[str, ...]) -> tuple[Store, str]:
+    """The rows as far as they are known now, for --dry-run: data.train where a job before this one has not run."""
+    waiting = [job for job in after if getattr(experiment, job) is not None]
+    if not waiting or (Path(experiment.output_dir) / waiting[0]).is_dir():
+        return training_rows(experiment, after=after)
+    rows, source = training_rows(experiment, after=())
+    return rows, f"{source} (after {' and '.join(reversed(waiting))})"

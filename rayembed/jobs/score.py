@@ -19,7 +19,7 @@ from rayembed.config.jobs import ScoreConfig
 from rayembed.data.storage import fingerprint, write_atomic
 from rayembed.data.store import PASSAGES, Store, StoreWriter, hash_text
 from rayembed.jobs.folders import Reads, state, written_once
-from rayembed.jobs.inputs import training_rows
+from rayembed.jobs.inputs import planned_rows, training_rows
 from rayembed.jobs.session import ray_session
 from rayembed.jobs.units import Unit, Work, run_units
 from rayembed.jobs.vectors import EXPERIMENT, Vectors, encode_store
@@ -51,7 +51,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
 def plan(experiment: Experiment) -> str:
     """What `run` would do."""
     config = _section(experiment)
-    rows, source = training_rows(experiment, after=("mine",))
+    rows, source = planned_rows(experiment, after=("mine",))
     where = state(Path(experiment.output_dir) / "score", _reads(experiment, config, rows))
     return f"score: {rows.num_rows:,} rows of {source} by {config.model} ({_kind(config)}); {where}"
 

@@ -18,7 +18,7 @@ from rayembed.data.plan import BatchPlan, total_batches
 from rayembed.data.store import Store
 from rayembed.jobs import estimates
 from rayembed.jobs.folders import Reads, state, written_once
-from rayembed.jobs.inputs import training_rows
+from rayembed.jobs.inputs import planned_rows, training_rows
 from rayembed.jobs.session import log_from_worker, ray_session
 from rayembed.jobs.tokenize import Tokenized, tokenize_rows
 from rayembed.jobs.vectors import EXPERIMENT
@@ -61,8 +61,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
 def plan(experiment: Experiment) -> str:
     """What `run` would do."""
     config = _section(experiment)
-    rows, source = training_rows(experiment, after=("score", "mine"))
-    check_rows(experiment, config, rows)
+    rows, source = planned_rows(experiment, after=("score", "mine"))
     batches = BatchPlan(rows.num_rows, experiment.global_batch_size(), experiment.seed)
     total = total_batches(
         batches,

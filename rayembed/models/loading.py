@@ -34,8 +34,8 @@ def resolve(name_or_path: str) -> str:
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
-            f"{name_or_path}: no package {package!r} is installed; pip install it (here it goes by the name that Python "
-            "imports, with _ and not -), or give a path"
+            f"{name_or_path}: no package {package!r} is installed; pip install it (here it goes by the name that "
+            "Python imports, with _ and not -), or give a path"
         )
     folder = Path(next(iter(spec.submodule_search_locations))) / rest
     if not (folder / "config.json").is_file():

@@ -43,10 +43,14 @@ def test_one_text_is_understood_where_a_list_of_texts_is_wanted(write: Write) ->
     assert (experiment.data.train, experiment.data.corpus) == (["b.jsonl"], ["c.jsonl"])
 
 
-def test_paths_and_environment_variables_stay_as_written(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_run_folder_is_absolute_and_environment_variables_stay_as_written(
+    write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HOME", "/elsewhere")
-    experiment = load(write("output_dir: ../$HOME/~x\nmodel: {name_or_path: a}\n"))
-    assert experiment.output_dir == "../$HOME/~x"
+    monkeypatch.chdir(tmp_path)
+    experiment = load(write("output_dir: runs/$HOME/x\nmodel: {name_or_path: a/b}\n"))
+    assert experiment.output_dir == f"{tmp_path}/runs/$HOME/x"
+    assert experiment.model.name_or_path == "a/b"
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,9 @@ def test_a_batch_cannot_be_changed_for_those_who_ask_later() -> None:
 
 
 def test_too_few_rows_for_a_batch_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"3 training rows do not fill one batch of 4 queries; lower train\.per_device"):
+    with pytest.raises(
+        ValueError, match=r"3 training rows do not fill one batch of 4 queries; lower train\.per_device"
+    ):
         BatchPlan(3, 4, seed=0)
 
 

@@ -14,7 +14,8 @@ from rayembed.data.tokens import TokenRow, TokenStore, write_tokens
 
 ROW: dict[str, Any] = {"query_id": "q", "dataset": "d", "neg": []}
 FIRST = [
-    ROW | {"query": "what", "pos": ["a", "shared"], "neg": ["shared", "bb"], "pos_scores": [1, 2], "neg_scores": [3, 4]},
+    ROW
+    | {"query": "what", "pos": ["a", "shared"], "neg": ["shared", "bb"], "pos_scores": [1, 2], "neg_scores": [3, 4]},
     ROW | {"query": "shared", "prompt": "row: ", "pos": ["a"]},
     ROW | {"query": "empty prompt", "prompt": "", "pos": ["a long passage"], "neg": ["bb"], "pos_scores": [0.5]},
 ]

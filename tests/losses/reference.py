@@ -24,7 +24,9 @@ def info_nce(scores: Tensor, positives: list[int], temperature: float) -> float:
     return sum(losses) / len(losses)
 
 
-def kl_div(scores: Tensor, positives: list[int], teacher: Tensor, temperature: float, teacher_temperature: float) -> float:
+def kl_div(
+    scores: Tensor, positives: list[int], teacher: Tensor, temperature: float, teacher_temperature: float
+) -> float:
     losses = []
     for row, start, teacher_row in zip(scores.tolist(), positives, teacher.tolist(), strict=True):
         target = softmax([score / teacher_temperature for score in teacher_row])

@@ -28,9 +28,7 @@ def test_distillation_is_its_definition(
     name: str, queries: int, group: int, temperature: float, teacher_temperature: float
 ) -> None:
     scores, positives, teacher = example(queries, group)
-    loss = KD_LOSSES[name](
-        scores, positives, teacher, temperature=temperature, teacher_temperature=teacher_temperature
-    )
+    loss = KD_LOSSES[name](scores, positives, teacher, temperature=temperature, teacher_temperature=teacher_temperature)
     expected = REFERENCES[name](scores, positives.tolist(), teacher, temperature, teacher_temperature)
     assert loss.item() == pytest.approx(expected, rel=1e-6, abs=1e-6)
 

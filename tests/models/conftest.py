@@ -42,17 +42,16 @@ def tiny_reranker(folder: Path, tiny_model: Path, *, num_labels: int) -> Path:
     shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        model = BertForSequenceClassification(
-            BertConfig(
-                vocab_size=len(AutoTokenizer.from_pretrained(tiny_model)),
-                hidden_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                intermediate_size=64,
-                max_position_embeddings=128,
-                num_labels=num_labels,
-            )
+        config = BertConfig(
+            vocab_size=len(AutoTokenizer.from_pretrained(tiny_model)),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=128,
         )
+        config.num_labels = num_labels
+        model = BertForSequenceClassification(config)
         for parameter in model.parameters():  # as initialised, all scores are alike
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.3)

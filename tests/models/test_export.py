@@ -40,7 +40,7 @@ def trained(experiment: Experiment) -> Embedder:
     torch.manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.02 * torch.randn_like(parameter)
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
     return model
 
 

@@ -1,6 +1,7 @@
 """Any shards in any order merge to the top-k of the whole, ties by id."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_merged_shards_equal_the_whole(seed: int, vectors: Callable[[np.random.G
     passages, queries = vectors(rng, number), vectors(rng, int(rng.integers(1, 25)))
     ids = np.array([f"d{i}" for i in rng.permutation(number)])
     cuts = np.unique(np.concatenate([[0, number], rng.integers(0, number + 1, int(rng.integers(0, 6)))])).tolist()
-    shards = list(zip(cuts[:-1], cuts[1:], strict=True))
+    shards = list(pairwise(cuts))
     rng.shuffle(shards)
     shards = [(int(start), int(stop)) for start, stop in shards]
     assert sharded(queries, passages, ids, k, shards) == whole(queries, passages, ids, k)

@@ -83,9 +83,15 @@ def test_tensorboard_is_told_from_which_step_earlier_figures_are_void(tmp_path: 
 
 
 def test_the_log_is_closed_when_training_fails(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="out of memory"), MetricsLog(tmp_path, last_step=0) as metrics:
-        metrics.write({"step": 1, "loss": 0.5})
-        raise RuntimeError("out of memory")
+    metrics = MetricsLog(tmp_path, last_step=0)
+
+    def train() -> None:
+        with metrics:
+            metrics.write({"step": 1, "loss": 0.5})
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train()
     with pytest.raises(ValueError, match="closed file"):
         metrics.write({"step": 2, "loss": 0.5})
     assert [event.step for event in events(tmp_path) if event.summary.value] == [1]

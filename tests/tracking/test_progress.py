@@ -4,7 +4,6 @@ import logging
 
 import pytest
 
-from rayembed.tracking import progress
 from rayembed.tracking.progress import Progress, duration
 
 
@@ -21,7 +20,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(progress.time, "monotonic", clock)
+    monkeypatch.setattr("rayembed.tracking.progress.time.monotonic", clock)
     return clock
 
 

@@ -19,8 +19,8 @@ SECONDS = 120.0
 
 def in_workers(world_size: int, work: Callable[..., Any], *inputs: object) -> list[Any]:
     """What `work(*inputs)`, a function of a module, returns on each rank of a process group."""
-    context = multiprocessing.get_context("forkserver")  # its children share one import of torch and deepspeed
-    context.set_forkserver_preload(["torch", "rayembed.training.loop"])
+    context = multiprocessing.get_context("forkserver")  # its children share one import of all that is slow
+    context.set_forkserver_preload(["pandas", "transformers.models.bert.modeling_bert", "rayembed.training.loop"])
     with TemporaryDirectory() as name:
         folder = Path(name)
         processes = [

@@ -61,7 +61,9 @@ def write_row_tokens(rows: list[dict[str, Any]], model: Path, folder: Path) -> N
         )
 
 
-def experiment(model: Path, *, workers: int, stage: int, pooling: Pooling = "cls", group: int = 3, **train: Any) -> Experiment:
+def experiment(
+    model: Path, *, workers: int, stage: int, pooling: Pooling = "cls", group: int = 3, **train: Any
+) -> Experiment:
     return Experiment(
         output_dir="unused",
         model=ModelConfig(name_or_path=str(model), pooling=pooling),

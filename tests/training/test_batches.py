@@ -32,8 +32,14 @@ def source(tmp_path: Path) -> BatchSource:
     rows = []
     for row in range(NUM_ROWS):
         numbers: dict[str, Any] = {"pos": range(1 + row % 3), "neg": range(1 + row % 5)}
-        texts = {"pos": [text(2000, row, k) for k in numbers["pos"]], "neg": [text(3000, row, k) for k in numbers["neg"]]}
-        scores = {"pos_scores": [row + 0.1 * k for k in numbers["pos"]], "neg_scores": [-row - k for k in numbers["neg"]]}
+        texts = {
+            "pos": [text(2000, row, k) for k in numbers["pos"]],
+            "neg": [text(3000, row, k) for k in numbers["neg"]],
+        }
+        scores = {
+            "pos_scores": [row + 0.1 * k for k in numbers["pos"]],
+            "neg_scores": [-row - k for k in numbers["neg"]],
+        }
         rows.append({"query_id": str(row), "dataset": "d", "query": text(1000, row, 0), **texts, **scores})
     for part, few in (("0", rows[:5]), ("1", rows[5:])):
         write_tokens(

@@ -90,7 +90,9 @@ def test_workers_together_give_the_loss_and_gradient_of_the_global_batch(world_s
     for name, settings in CASES.items():
         loss, grads = reference(settings, world_size)
         mean_loss = torch.stack([worker[name][0] for worker in workers]).mean()
-        torch.testing.assert_close(mean_loss, loss.float(), atol=1e-6, rtol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            mean_loss, loss.float(), atol=1e-6, rtol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
+        )
         for index, grad in enumerate(grads):
             mean = torch.stack([worker[name][1][index] for worker in workers]).mean(dim=0)
             assert grad.abs().max() > 1e-2, "too small to compare"
