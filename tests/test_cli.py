@@ -144,7 +144,7 @@ def test_a_job_gets_the_experiment_with_overrides_wherever_they_stand(
     ((experiment, overwrite),) = calls
     assert experiment.train is not None
     assert (experiment.seed, experiment.train.temperature, overwrite) == (7, 0.5, True)
-    assert capsys.readouterr().out == "rayembed train: done in 0.0 s: runs/x/train\n"
+    assert capsys.readouterr().out == f"rayembed train: done in 0.0 s: {Path('runs/x/train').absolute()}\n"
     assert exit_status("train", experiment_file) == 0
     assert calls[1][1] is False
 
@@ -153,7 +153,7 @@ def test_dry_run_prints_the_plan_and_runs_nothing(
     experiment_file: str, calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_status("train", experiment_file, "--dry-run") == 0
-    assert (capsys.readouterr().out, calls) == ("plan for runs/x\n", [])
+    assert (capsys.readouterr().out, calls) == (f"plan for {Path('runs/x').absolute()}\n", [])
 
 
 def test_environment_is_set_before_the_job_only_where_unset(

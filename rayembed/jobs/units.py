@@ -9,8 +9,8 @@ import importlib
 import json
 import logging
 import os
+import shutil
 import traceback
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +24,8 @@ from rayembed.data.storage import write_atomic
 from rayembed.tracking.progress import Progress
 
 logger = logging.getLogger(__name__)
+TRIES = "tries"  # Ray tries for ever, its own bounds leave a pool of dead actors waiting; so tries are counted here
+MAKING = ".worker"
 
 
 @dataclass(frozen=True)
@@ -93,16 +95,16 @@ def run_units(
             else:
                 progress.add(sizes.pop(row["name"], 0))
         progress.add(0, force=True)
-        _raise_if_failed(pending, work, errors, config)
+        _raise_if_failed(pending, work, errors)
+        shutil.rmtree(work.folder / TRIES, ignore_errors=True)
     return [json.loads(_done_file(work.folder, unit.name).read_text()) for unit in units]
 
 
 def _stream(pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: bool) -> Any:  # noqa: ANN401
     context = ray.data.DataContext.get_current()
-    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # no other way to bound retries
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.max_errored_blocks = len(pending)  # a unit that kills its worker must not take the others with it
+    context.max_errored_blocks = len(pending)  # a unit that Ray lost must not take the others with it
     context.execution_no_progress_timeout_s = 6 * 3600
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -112,7 +114,10 @@ def _stream(pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: boo
         "folder": str(work.folder),
         "threads": config.cpus_per_worker,
         "use_gpu": use_gpu,
+        "max_retries": config.max_unit_retries,
+        "num_workers": config.num_workers,
     }
+    shutil.rmtree(work.folder / TRIES, ignore_errors=True)  # a new run, new tries
     items = [{"name": unit.name, "spec": json.dumps(asdict(unit)["spec"])} for unit in pending]
     return (
         ray.data.from_items(items, override_num_blocks=len(items))
@@ -125,20 +130,17 @@ def _stream(pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: boo
             fn_constructor_kwargs=arguments,
             num_cpus=config.cpus_per_worker,
             num_gpus=1 if use_gpu else 0,
-            max_restarts=config.max_unit_retries,
-            max_task_retries=config.max_unit_retries,
         )
         .iter_rows()
     )
 
 
-def _raise_if_failed(pending: Sequence[Unit], work: Work, errors: dict[str, str], config: RayConfig) -> None:
+def _raise_if_failed(pending: Sequence[Unit], work: Work, errors: dict[str, str]) -> None:
     missing = [unit for unit in pending if not _done_file(work.folder, unit.name).exists()]
     if not missing:
         return
     lines = [
-        f"  {unit.name} ({unit.size} {work.counted}): "
-        + errors.get(unit.name, f"killed its worker {config.max_unit_retries + 1} times (memory? see Ray's logs)")
+        f"  {unit.name} ({unit.size} {work.counted}): {errors.get(unit.name, 'was lost (see the logs of Ray)')}"
         for unit in missing[:5]
     ]
     more = f"\n  and {len(missing) - 5} more" if len(missing) > 5 else ""
@@ -154,18 +156,41 @@ def _done_file(folder: Path, name: str) -> Path:
     return folder / "done" / f"{name}.json"
 
 
+def _tries_before(folder: Path, name: str) -> int:
+    """How often this was tried before, and one more is noted: on disk, because a killed worker remembers nothing."""
+    path = folder / TRIES / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write(b".")
+        return file.tell() - 1
+
+
 class UnitActor:
     """Runs in a Ray actor: holds one worker object, does units, marks them done."""
 
-    def __init__(self, *, worker: str, arguments: dict[str, Any], folder: str, threads: int, use_gpu: bool) -> None:
+    def __init__(
+        self,
+        *,
+        worker: str,
+        arguments: dict[str, Any],
+        folder: str,
+        threads: int,
+        use_gpu: bool,
+        max_retries: int,
+        num_workers: int,
+    ) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         module, _, name = worker.partition(":")
-        self._folder = Path(folder)
+        self._folder, self._max_retries = Path(folder), max_retries
         self._error, self._worker = "", None
+        if _tries_before(self._folder, MAKING) >= num_workers + max_retries:  # so many that none is in the making now
+            self._error = f"{worker} was killed again and again while it was made (memory? see the logs of Ray)"
+            return
         try:
             self._worker = getattr(importlib.import_module(module), name)(**arguments, threads=threads, use_gpu=use_gpu)
         except Exception as error:  # raised here, Ray would make the actor again and again; as a row, it ends the job
             self._error = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        (self._folder / TRIES / MAKING).unlink(missing_ok=True)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Does the units of a batch; an error becomes a row, so that the other units go on."""
@@ -175,6 +200,8 @@ class UnitActor:
     def _one(self, name: str, spec: str) -> str:
         if self._worker is None:
             return self._error
+        if _tries_before(self._folder, name) > self._max_retries:
+            return f"killed its worker {self._max_retries + 1} times (memory? see the logs of Ray)"
         try:
             counts = self._worker(json.loads(spec), name, self._folder)
         except Exception as error:  # whatever a unit raises is reported with its name, and the others go on

@@ -15,7 +15,12 @@ from rayembed.config.train import TrainConfig
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "deepspeed").glob("*.json"))
 
 
-def settings(deepspeed: str | dict[str, Any] | None, *, use_gpu: bool = False, **train: Any) -> dict[str, Any]:
+def settings(
+    deepspeed: str | dict[str, Any] | None,
+    *,
+    use_gpu: bool = False,
+    **train: Any,  # noqa: ANN401 - any setting of the section
+) -> dict[str, Any]:
     return deepspeed_settings(
         Experiment(
             output_dir="unused",

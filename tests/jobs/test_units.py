@@ -58,6 +58,11 @@ def test_a_worker_that_cannot_be_made_ends_in_one_error(tmp_path: Path) -> None:
     assert not (tmp_path / "calls").exists()
 
 
+def test_a_worker_that_is_killed_whenever_it_is_made_ends_in_one_error(tmp_path: Path) -> None:
+    with pytest.raises(UnitError, match="was killed again and again while it was made"):
+        run_units(units("well", "well"), work(tmp_path, "die"), RETRIES)
+
+
 def test_what_is_done_needs_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_units(units("well"), work(tmp_path), RETRIES)
     monkeypatch.setattr("rayembed.jobs.units._stream", lambda *_: pytest.fail("a worker was started"))

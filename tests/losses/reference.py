@@ -21,7 +21,7 @@ def info_nce(scores: Tensor, positives: list[int], temperature: float) -> float:
     for row, positive in zip(scores.tolist(), positives, strict=True):
         logits = [score / temperature for score in row]
         losses.append(log_sum_exp(logits) - logits[positive])
-    return sum(losses) / len(losses)
+    return math.fsum(losses) / len(losses)
 
 
 def kl_div(
@@ -32,7 +32,7 @@ def kl_div(
         target = softmax([score / teacher_temperature for score in teacher_row])
         own = [score / temperature for score in row[start : start + len(target)]]
         losses.append(sum(weight * (log_sum_exp(own) - logit) for weight, logit in zip(target, own, strict=True)))
-    return info_nce(scores, positives, temperature) + sum(losses) / len(losses)
+    return info_nce(scores, positives, temperature) + math.fsum(losses) / len(losses)
 
 
 def m3_kd_loss(
@@ -42,12 +42,12 @@ def m3_kd_loss(
     for row, start, teacher_row in zip(scores.tolist(), positives, teacher.tolist(), strict=True):
         target = softmax([score / teacher_temperature for score in teacher_row])
         logits = [score / temperature for score in row]
-        loss = 0.0
+        loss: float = 0.0
         for k, weight in enumerate(target):
             competing = [logit for column, logit in enumerate(logits) if not start <= column < start + k]
             loss += weight * (log_sum_exp(competing) - logits[start + k])
         losses.append(loss)
-    return sum(losses) / len(losses)
+    return math.fsum(losses) / len(losses)
 
 
 def random_scores(queries: int, passages: int, seed: int) -> Tensor:

@@ -60,7 +60,7 @@ def judged(queries: Tensor, passages: Tensor, loss: Callable[[Tensor, Tensor], T
     """The loss and what it says about queries and passages."""
     leaves = [queries.clone().requires_grad_(), passages.clone().requires_grad_()]
     value = loss(*leaves)
-    value.backward()  # type: ignore[no-untyped-call] # torch types no backward
+    value.backward()
     return [value.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
 
 

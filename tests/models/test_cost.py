@@ -10,7 +10,7 @@ from rayembed.models.cost import operations_per_second, shape_of, training_cost
 from rayembed.models.loading import load_embedder
 
 
-@pytest.fixture()
+@pytest.fixture
 def model(tiny_model: Path) -> ModelConfig:
     return ModelConfig(name_or_path=str(tiny_model))
 

@@ -144,12 +144,12 @@ def test_a_whole_number_is_a_dropout_too(tiny_model: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("kind", ["tiny_model", "tiny_roberta"])
 def test_only_what_gets_a_gradient_is_trained(request: pytest.FixtureRequest, kind: str, fixed: bool) -> None:
-    model = Embedder(AutoModel.from_pretrained(request.getfixturevalue(kind)), pooling="mean", normalize=True)
+    model = Embedder(AutoModel.from_pretrained(request.getfixturevalue(kind)), pooling="mean", normalize=True).eval()
     prepare_for_training(model, family="encoder", fix_position_embedding=fixed, gradient_checkpointing=False)
     frozen = {name for name, parameter in model.backbone.named_parameters() if not parameter.requires_grad}
     positions = {"embeddings.position_embeddings.weight"} if fixed else set()
     assert frozen == {"pooler.dense.weight", "pooler.dense.bias"} | positions
-    assert model.training
+    assert all(module.training for module in model.modules())
     model.embed(pad_chunks(TEXTS, pad_token=0, padding_side="right")).square().sum().backward()  # type: ignore[no-untyped-call]
     without = {name for name, parameter in model.backbone.named_parameters() if parameter.grad is None}
     assert without == frozen

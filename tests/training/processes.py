@@ -5,7 +5,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,7 +36,7 @@ def in_workers(world_size: int, work: Callable[..., Any], *inputs: object) -> li
         return [torch.load(folder / f"result-{rank}", weights_only=False) for rank in range(world_size)]
 
 
-def _wait(processes: list[BaseProcess]) -> None:
+def _wait(processes: Sequence[BaseProcess]) -> None:
     end = time.monotonic() + SECONDS
     while any(process.is_alive() for process in processes) and time.monotonic() < end:
         if any(process.exitcode for process in processes):  # the others would wait for the one that failed

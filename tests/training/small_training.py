@@ -62,7 +62,13 @@ def write_row_tokens(rows: list[dict[str, Any]], model: Path, folder: Path) -> N
 
 
 def experiment(
-    model: Path, *, workers: int, stage: int, pooling: Pooling = "cls", group: int = 3, **train: Any
+    model: Path,
+    *,
+    workers: int,
+    stage: int,
+    pooling: Pooling = "cls",
+    group: int = 3,
+    **train: Any,  # noqa: ANN401 - any setting of the section
 ) -> Experiment:
     return Experiment(
         output_dir="unused",

@@ -50,7 +50,13 @@ class Trained:
     learning_rates: list[float]
 
 
-def experiment(model: Path, workers: int, stage: int, dropout: float | None = 0.0, **train: Any) -> Experiment:
+def experiment(
+    model: Path,
+    workers: int,
+    stage: int,
+    dropout: float = 0.0,
+    **train: Any,  # noqa: ANN401 - any setting of the section
+) -> Experiment:
     settings = {
         "global_batch_size": QUERIES,
         "temperature": 0.05,
@@ -67,7 +73,7 @@ def experiment(model: Path, workers: int, stage: int, dropout: float | None = 0.
     )
 
 
-def trainable(model: Path, dropout: float | None = 0.0) -> Embedder:
+def trainable(model: Path, dropout: float = 0.0) -> Embedder:
     embedder = load_embedder(ModelConfig(name_or_path=str(model), dropout=dropout, pooling="mean"))
     prepare_for_training(embedder, family="encoder", fix_position_embedding=False, gradient_checkpointing=False)
     return embedder

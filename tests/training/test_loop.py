@@ -1,25 +1,27 @@
 """The loop: its loss curve is FlagEmbedding's on the same batches, and a killed run ends as an unbroken one."""
 
-import json
 import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import SequentialSampler
 
 from rayembed.data.plan import BatchPlan, choose_group
-from rayembed.models.export import dropout_keys
-from rayembed.models.loading import load_config
+from rayembed.models.loading import dropout_keys, load_config
 from tests.training.processes import in_workers
 from tests.training.small_training import Run, experiment, random_rows, train_one, write_row_tokens
 
 STEPS, BATCH, GROUP, SEED = 20, 8, 3, 42
-SHARED = {"learning_rate": 1e-4, "max_grad_norm": 1.0, "weight_decay": 0.0, "max_steps": STEPS, "temperature": 0.02}
+SHARED: dict[str, Any] = {
+    "learning_rate": 1e-4,
+    "max_grad_norm": 1.0,
+    "weight_decay": 0.0,
+    "max_steps": STEPS,
+    "temperature": 0.02,
+}
 KINDS: dict[str, dict[str, Any]] = {
     "info_nce": {"pooling": "cls"},
     "kl_div": {"pooling": "mean", "knowledge_distillation": True, "kd_loss_type": "kl_div"},
@@ -59,83 +61,18 @@ def frozen_batches(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return frozen
 
 
-def flag_embedding_losses(
-    model: Path, rows: list[dict[str, Any]], folder: Path, settings: dict[str, Any]
-) -> list[float]:
-    """FlagEmbedding's runner, data set, collator, model and trainer on the frozen batches."""
-    from FlagEmbedding.abc.finetune.embedder import (
-        AbsEmbedderDataArguments,
-        AbsEmbedderModelArguments,
-        AbsEmbedderTrainingArguments,
-    )
-    from FlagEmbedding.abc.finetune.embedder import AbsDataset
-    from FlagEmbedding.finetune.embedder.encoder_only.base import EncoderOnlyEmbedderRunner, EncoderOnlyEmbedderTrainer
-
-    losses: list[float] = []
-
-    class Recording(EncoderOnlyEmbedderTrainer):  # type: ignore[misc] # untyped
-        def _get_train_sampler(self, *_: object) -> SequentialSampler:
-            return SequentialSampler(self.train_dataset)
-
-        def compute_loss(self, *inputs: Any, **options: Any) -> torch.Tensor:
-            loss: torch.Tensor = super().compute_loss(*inputs, **options)
-            losses.append(loss.item())
-            return loss
-
-    class Runner(EncoderOnlyEmbedderRunner):  # type: ignore[misc] # untyped
-        def load_trainer(self) -> Recording:
-            return Recording(
-                model=self.model,
-                args=self.training_args,
-                train_dataset=self.train_dataset,
-                data_collator=self.data_collator,
-                processing_class=self.tokenizer,
-            )
-
-    folder.mkdir()
-    data = folder / "frozen.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in frozen_batches(rows)))
-    distill = settings.get("knowledge_distillation", False)
-    runner = Runner(
-        model_args=AbsEmbedderModelArguments(model_name_or_path=str(model)),
-        data_args=AbsEmbedderDataArguments(
-            train_data=[str(data)],
-            cache_path=str(folder / "cache"),
-            train_group_size=GROUP,
-            query_max_len=10,
-            passage_max_len=24,
-            knowledge_distillation=distill,
-        ),
-        training_args=AbsEmbedderTrainingArguments(
-            output_dir=str(folder / "out"),
-            per_device_train_batch_size=BATCH,
-            sentence_pooling_method=settings["pooling"],
-            kd_loss_type=settings.get("kd_loss_type", "kl_div"),
-            optim="adamw_torch",
-            lr_scheduler_type="linear",
-            use_cpu=True,
-            report_to="none",
-            save_strategy="no",
-            logging_strategy="no",
-            **SHARED,
-        ),
-    )
-    with pytest.MonkeyPatch.context() as patch:  # m3_kd_loss depends on the order of a group's negatives
-        in_order = SimpleNamespace(choice=lambda only: only[0], sample=lambda every, count: every[:count])
-        patch.setattr(AbsDataset, "random", in_order)
-        runner.trainer.train()
-    return losses
-
-
 @pytest.mark.parity
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_curve_equals_flag_embeddings(
     still_model: Path, tmp_path: Path, kind: str, record_property: Callable[[str, object], None]
 ) -> None:
+    from tests.training.flag_embedding import losses_on
+
     rows = random_rows(36)  # four rows of each epoch sit out, other ones each time
     write_row_tokens(rows, still_model, tmp_path / "tokens")
-    theirs = flag_embedding_losses(still_model, rows, tmp_path / "flag", KINDS[kind])
+    arguments = {**SHARED, "per_device_train_batch_size": BATCH, "train_group_size": GROUP, **KINDS[kind]}
+    theirs = losses_on(frozen_batches(rows), still_model, tmp_path / "flag", arguments)
     assert len(theirs) == STEPS
     for workers, stage in ((1, 0), (2, 3)):
         setup = experiment(
