@@ -24,6 +24,7 @@ from rayembed.models.probe import least_cosine, read_probe
 
 logger = logging.getLogger(__name__)
 LEAST_COSINE = 0.9999
+FLAG_POOLINGS = ("cls", "mean")  # FlagEmbedding's encoder class never returns with last_token
 LEAST_COSINE_HALF = 0.999  # weights rounded to 16 bits
 
 
@@ -127,6 +128,7 @@ def card(experiment: Experiment, out: Path, cosine: float) -> str:
         prompts=prompts(experiment.model),
         prompt_suffix=prompt_suffix(experiment.model),
         max_seq_length=max_seq_length(experiment),
+        flag_poolings=FLAG_POOLINGS,
         flag_model_class=FAMILIES[experiment.model.family].flag_model_class,
         metrics=metrics,
         steps=len(steps),

@@ -14,8 +14,9 @@ from rayembed.models.loading import POOLING_FLAGS, dropout_keys, load_config
 
 
 def max_seq_length(experiment: Experiment) -> int:
-    """Tokens that the exported model keeps of a text: the longer of the two limits."""
-    return max(experiment.data.query_max_len, experiment.data.passage_max_len)
+    """Tokens that the exported model keeps of a text: the longest that it was trained or evaluated with."""
+    trained = max(experiment.data.query_max_len, experiment.data.passage_max_len)
+    return max(trained, experiment.max_len("query"), experiment.max_len("passage"))
 
 
 def save_embedder(model: Embedder, tokenizer: PreTrainedTokenizerBase, experiment: Experiment, folder: Path) -> None:

@@ -1,9 +1,11 @@
 """A local Ray for the jobs, a small data set, experiments on it, and the command line as a process of its own."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
+from rayembed import cli
 from rayembed.config import Experiment
 from rayembed.config.loading import dump
+from rayembed.jobs import evaluate, train
 from tests.conftest import tiny_tokenizer
-from tests.jobs.toy_data import write_beir
+from tests.jobs.toy_data import write_beir, write_rows
 
 MakeExperiment = Callable[..., Experiment]
 ENVIRONMENT = {
@@ -23,13 +27,20 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "OMP_NUM_THREADS": "1",
 }
+TRAIN = {  # epsilon keeps Adam from blowing rounding errors up where a gradient is zero, as that of a key's bias is
+    "learning_rate": 1e-3,
+    "adam_epsilon": 1e-3,
+    "temperature": 0.05,
+    "global_batch_size": 16,
+    "num_train_epochs": 2,
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def ray_environment() -> Iterator[None]:
     """What every Ray of these tests is started with, in this process or in one that it starts."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
+        for name, value in {**cli.ENVIRONMENT, **ENVIRONMENT}.items():
             patch.setenv(name, value)
         patch.delenv("RAY_ADDRESS", raising=False)
         yield
@@ -101,23 +112,63 @@ def tiny_reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-RunCommand = Callable[..., "subprocess.Popen[str]"]
+@dataclass(frozen=True)
+class Command:
+    """A `rayembed` that runs as a process of its own."""
+
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    def finish(self, *, within: float = 240) -> tuple[int, str]:
+        """Exit status, and everything that it wrote."""
+        status = self.process.wait(within)
+        return status, self.log.read_text()
+
+
+StartCommand = Callable[..., Command]
 
 
 @pytest.fixture(scope="session")
-def start_command(ray_environment: None) -> RunCommand:
-    """Starts `rayembed JOB` on an experiment, which is written beside its run folder; its messages go to stdout."""
+def start_command(ray_environment: None) -> Iterator[StartCommand]:
+    """Starts `rayembed JOB` on an experiment, whose file is written beside its run folder; none outlives the tests."""
+    started: list[Command] = []
 
-    def start(job: str, experiment: Experiment, *words: str) -> "subprocess.Popen[str]":
+    def start(job: str, experiment: Experiment, *words: str) -> Command:
         out = Path(experiment.output_dir)
-        file = out.with_name(f"{out.name}.yaml")
+        file, log = out.with_name(f"{out.name}.yaml"), out.with_name(f"{out.name}.log")
         file.write_text(dump(experiment))
-        return subprocess.Popen(
-            [sys.executable, "-m", "rayembed.cli", job, str(file), *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
-        )
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [Path(sys.executable).with_name("rayembed"), job, file, *words], stdout=output, stderr=subprocess.STDOUT
+            )
+        started.append(Command(process, log))
+        return started[-1]
 
-    return start
+    yield start
+    for command in started:
+        if command.process.poll() is None:
+            command.process.kill()
+
+
+@pytest.fixture(scope="session")
+def trained(
+    local_ray: None, make_experiment: MakeExperiment, beir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Experiment:
+    """Trained for 10 steps on one worker without dropout, in a run folder with nothing else."""
+    folder = tmp_path_factory.mktemp("trained")
+    rows = write_rows(beir, folder / "rows.jsonl")
+    experiment = make_experiment(
+        folder / "run", data={"train": [str(rows)]}, model={"dropout": 0.0}, train=TRAIN, export={"probe_texts": 8}
+    )
+    train.run(experiment)
+    return experiment
+
+
+@pytest.fixture(scope="session")
+def evaluated(trained: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """The trained model and the base model evaluated, in a run folder of their own."""
+    out = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(trained.output_dir, out)
+    experiment = replace(trained, output_dir=str(out))
+    evaluate.run(experiment)
+    return experiment

@@ -7,6 +7,7 @@ have a title.
 
 import json
 import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,26 @@ def write_beir(folder: Path) -> Path:
     return folder
 
 
+def write_rows(beir: Path, file: Path) -> Path:
+    """Writes the training queries as rows with one positive and four negatives."""
+    passages, queries = read_texts(beir / "corpus.jsonl"), read_texts(beir / "queries.jsonl")
+    rng = random.Random(1)
+    rows = []
+    for i in range(NUM_TRAIN):
+        others = rng.sample([j for j in range(NUM_TRAIN) if j != i], 4)
+        texts = [passages[f"p{j:03d}"] for j in others]
+        rows.append({"query": queries[f"q{i:03d}"], "pos": [passages[f"p{i:03d}"]], "neg": texts})
+    _write_lines(file, rows)
+    return file
+
+
 def _passage(number: int, words: list[str]) -> dict[str, str]:
     titled = number % 100 % 2 == 0 and len(words) > 3  # a copy has its title where the original has it
     title, text = (words[:2], words[2:]) if titled else ([], words)
     return {"_id": f"p{number:03d}", "title": " ".join(title), "text": " ".join(text)}
 
 
-def _write_lines(path: Path, rows: list[dict[str, str]]) -> None:
+def _write_lines(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
