@@ -45,6 +45,6 @@ def test_no_placeholder_is_left() -> None:
     assert not re.findall(r"\b[A-Z]+_SAYS\b|^FIGURES$", README, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "configs").glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")))
 def test_every_shipped_experiment_loads(name: str) -> None:
-    load(str(ROOT / "configs" / name))
+    load(str(ROOT / name))
