@@ -22,8 +22,9 @@ from rayembed.jobs import estimates
 from rayembed.jobs.folders import Reads, state, written_once
 from rayembed.jobs.ranking import ShardTops, search_shards
 from rayembed.jobs.session import ray_session
+from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.units import Unit, Work, run_units
-from rayembed.jobs.vectors import EXPERIMENT, encode_store
+from rayembed.jobs.vectors import encode_store
 from rayembed.mining.filters import Candidate, Query, same_text
 from rayembed.mining.selection import query_seed, select
 from rayembed.models.loading import pooling_of, weights_fingerprint
@@ -112,7 +113,7 @@ def _mine(experiment: Experiment, config: MineConfig, prepared: Prepared, folder
         counted="queries",
         worker="rayembed.jobs.mine:SelectWorker",
         arguments={
-            "experiment": EXPERIMENT.dump_json(experiment).decode(),
+            "experiment": shipped(experiment),
             "rows": str(rows.folder),
             "corpus": str(corpus.folder),
             "tops": str(tops),
@@ -144,7 +145,7 @@ class SelectWorker:
     """Merges the shards' rankings for a block of training rows and writes the rows with their negatives."""
 
     def __init__(self, *, experiment: str, rows: str, corpus: str, tops: str, threads: int, use_gpu: bool) -> None:
-        self._experiment = EXPERIMENT.validate_json(experiment)
+        self._experiment = received(experiment)
         self._config = _section(self._experiment)
         self._rows, self._corpus = Store.open(Path(rows)), Store.open(Path(corpus))
         self._tops = ShardTops(Path(tops), self._corpus)

@@ -21,8 +21,9 @@ from rayembed.data.store import PASSAGES, Store, StoreWriter, hash_text
 from rayembed.jobs.folders import Reads, state, written_once
 from rayembed.jobs.inputs import planned_rows, training_rows
 from rayembed.jobs.session import ray_session
+from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.units import Unit, Work, run_units
-from rayembed.jobs.vectors import EXPERIMENT, Vectors, encode_store
+from rayembed.jobs.vectors import Vectors, encode_store
 from rayembed.models.encoding import Reranker, resolve_dtype, resolve_tokens_per_batch
 from rayembed.models.loading import is_reranker, weights_fingerprint
 
@@ -81,7 +82,7 @@ def _reads(experiment: Experiment, config: ScoreConfig, rows: Store) -> Reads:
 
 def _score(experiment: Experiment, config: ScoreConfig, rows: Store, folder: Path) -> None:
     kind = _kind(config)
-    arguments: dict[str, Any] = {"experiment": EXPERIMENT.dump_json(experiment).decode(), "rows": str(rows.folder)}
+    arguments: dict[str, Any] = {"experiment": shipped(experiment), "rows": str(rows.folder)}
     if kind == "embedder":
         passages = _unique_passages(experiment, rows)
         query_vectors = encode_store(experiment, rows, "query", model=config.model)
@@ -142,7 +143,7 @@ class RerankerWorker:
 
     def __init__(self, *, experiment: str, rows: str, threads: int, use_gpu: bool) -> None:
         torch.set_num_threads(threads)
-        self._experiment = EXPERIMENT.validate_json(experiment)
+        self._experiment = received(experiment)
         self._rows = Store.open(Path(rows))
         self._config = _section(self._experiment)
         self._device = torch.device("cuda" if use_gpu else "cpu")

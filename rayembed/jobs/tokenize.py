@@ -8,8 +8,8 @@ from rayembed.config import Experiment
 from rayembed.data.storage import fingerprint
 from rayembed.data.store import Store
 from rayembed.data.tokens import write_tokens
+from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.units import Unit, Work, run_units
-from rayembed.jobs.vectors import EXPERIMENT
 from rayembed.models.encoding import tokenize
 from rayembed.models.families import FAMILIES
 from rayembed.models.loading import load_tokenizer, tokenizer_fingerprint
@@ -44,7 +44,7 @@ def tokenize_rows(experiment: Experiment, rows: Store) -> Tokenized:
         what="tokenize",
         counted="rows",
         worker="rayembed.jobs.tokenize:TokenizeWorker",
-        arguments={"experiment": EXPERIMENT.dump_json(experiment).decode(), "rows": str(rows.folder)},
+        arguments={"experiment": shipped(experiment), "rows": str(rows.folder)},
         folder=folder,
     )
     counts = run_units(units, work, experiment.ray, use_gpu=False)
@@ -56,7 +56,7 @@ class TokenizeWorker:
     """Holds the tokenizer."""
 
     def __init__(self, *, experiment: str, rows: str, threads: int, use_gpu: bool) -> None:
-        self._experiment = EXPERIMENT.validate_json(experiment)
+        self._experiment = received(experiment)
         model = self._experiment.model
         self._rows = Store.open(Path(rows))
         self._tokenizer = load_tokenizer(

@@ -20,8 +20,8 @@ from rayembed.jobs import estimates
 from rayembed.jobs.folders import Reads, state, written_once
 from rayembed.jobs.inputs import planned_rows, training_rows
 from rayembed.jobs.session import log_from_worker, ray_session
+from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.tokenize import Tokenized, tokenize_rows
-from rayembed.jobs.vectors import EXPERIMENT
 from rayembed.models.loading import pooling_of, weights_fingerprint
 from rayembed.training.objective import negatives_per_query
 
@@ -142,7 +142,7 @@ def _fit(experiment: Experiment, tokens: Tokenized, rows: Store, folder: Path) -
     trainer = ray.train.torch.TorchTrainer(
         _worker,
         train_loop_config={
-            "experiment": EXPERIMENT.dump_json(experiment).decode(),
+            "experiment": shipped(experiment),
             "tokens": str(tokens.folder.resolve()),
             "parts": list(tokens.parts),
             "train_folder": str(folder.resolve()),
@@ -195,7 +195,7 @@ def _worker(settings: dict[str, Any]) -> None:
     from rayembed.training.loop import Worker, train
 
     log_from_worker()
-    experiment = EXPERIMENT.validate_json(settings["experiment"])
+    experiment = received(settings["experiment"])
     torch.set_num_threads(experiment.ray.cpus_per_worker)
     context = ray.train.get_context()
     checkpoint = ray.train.get_checkpoint()

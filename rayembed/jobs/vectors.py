@@ -10,18 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 
 from rayembed.config import Experiment
 from rayembed.data.prompts import passage_text, query_text
 from rayembed.data.storage import fingerprint
 from rayembed.data.store import Store
+from rayembed.jobs.shipping import absolute, received, shipped
 from rayembed.jobs.units import Unit, Work, run_units
 from rayembed.models.encoding import encode, resolve_dtype, resolve_tokens_per_batch
 from rayembed.models.families import FAMILIES
 from rayembed.models.loading import load_embedder, load_tokenizer, weights_fingerprint
-
-EXPERIMENT = TypeAdapter(Experiment)
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def encode_store(
         model: weights in place of the experiment's.
         max_len: tokens kept. None: by the experiment.
     """
-    name = model or experiment.model.name_or_path
+    name = absolute(model or experiment.model.name_or_path)
     length = max_len or experiment.max_len(side)
     settings = asdict(experiment.model)
     depends_on = {
@@ -80,7 +78,7 @@ def encode_store(
     folder = Path(experiment.output_dir) / "cache" / f"vectors-{fingerprint(depends_on)}"
     units = [Unit(_name(index), part.num_rows, {"part": index}) for index, part in enumerate(store.parts)]
     arguments = {
-        "experiment": EXPERIMENT.dump_json(experiment).decode(),
+        "experiment": shipped(experiment),
         "store": str(store.folder),
         "side": side,
         "model": name,
@@ -120,7 +118,7 @@ class EncodeWorker:
         self, *, experiment: str, store: str, side: str, model: str, max_len: int, threads: int, use_gpu: bool
     ) -> None:
         torch.set_num_threads(threads)
-        self._experiment = EXPERIMENT.validate_json(experiment)
+        self._experiment = received(experiment)
         self._store = Store.open(Path(store))
         self._side, self._max_len = side, max_len
         self._device = torch.device("cuda" if use_gpu else "cpu")

@@ -1,0 +1,33 @@
+"""What crosses to a Ray worker: the experiment as text, without anything that depends on this process's folder."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from rayembed.config import Experiment
+from rayembed.config.deepspeed import deepspeed_settings
+
+_EXPERIMENT = TypeAdapter(Experiment)
+
+
+def shipped(experiment: Experiment) -> str:
+    """The experiment as JSON; folders of models become absolute, the DeepSpeed file its content."""
+    train, score = experiment.train, experiment.score
+    sent = replace(
+        experiment,
+        model=replace(experiment.model, name_or_path=absolute(experiment.model.name_or_path)),
+        train=train and replace(train, deepspeed=deepspeed_settings(experiment)),
+        score=score and replace(score, model=absolute(score.model)),
+    )
+    return _EXPERIMENT.dump_json(sent).decode()
+
+
+def received(text: str) -> Experiment:
+    """What `shipped` sent."""
+    return _EXPERIMENT.validate_json(text)
+
+
+def absolute(name_or_path: str) -> str:
+    """A local folder by its absolute path; a hub id or package:// as it is."""
+    return str(Path(name_or_path).resolve()) if Path(name_or_path).is_dir() else name_or_path
