@@ -14,6 +14,7 @@ from rayembed.data.prepare import Prepared, prepare
 from rayembed.data.prompts import passage_text, query_text
 from rayembed.data.storage import write_atomic
 from rayembed.data.store import Store
+from rayembed.jobs.inputs import check_rows
 from rayembed.models.families import FAMILIES
 from rayembed.models.loading import load_config, load_tokenizer, pooling_of
 
@@ -33,6 +34,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
 
     Raises:
         DataError: the data have errors; the message lists them by file, line and field.
+        ValueError: the rows cannot be trained on with these settings.
         FileNotFoundError: a file or the model is not there.
     """
     load_config(experiment.model.name_or_path, trust_remote_code=experiment.model.trust_remote_code)
@@ -50,6 +52,9 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     ]
     if prepared.rows is not None and experiment.mine is None:
         lines += _missing_negatives(experiment, prepared.rows)
+    if prepared.rows is not None and experiment.train is not None:
+        coming = tuple(job for job in ("mine", "score") if getattr(experiment, job) is not None)
+        check_rows(experiment, prepared.rows, coming=coming)
     summary = "\n".join(line for line in lines if line)
     for line in summary.splitlines():
         logger.info("check: %s", line)

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from rayembed.config import Experiment
+from rayembed.config.deepspeed import deepspeed_settings
+from rayembed.data.plan import BatchPlan
 from rayembed.data.prepare import prepare, prepare_rows
 from rayembed.data.problems import Report
 from rayembed.data.store import Store
@@ -48,3 +50,37 @@ def planned_rows(experiment: Experiment, *, after: tuple[str, ...]) -> tuple[Sto
         return training_rows(experiment, after=after)
     rows, source = training_rows(experiment, after=())
     return rows, f"{source} (after {' and '.join(reversed(waiting))})"
+
+
+def check_rows(experiment: Experiment, rows: Store, *, coming: tuple[str, ...] = ()) -> None:
+    """Refuses rows that the settings of training cannot be used with, before anything starts.
+
+    Args:
+        experiment: its `train` section is there.
+        rows: the training rows.
+        coming: jobs that will run before training: mine brings negatives, score brings scores.
+
+    Raises:
+        ValueError: no negatives where the group needs some, no scores where distillation needs them, too few rows.
+    """
+    config, group = experiment.train, experiment.data.train_group_size
+    assert config is not None
+    BatchPlan(rows.num_rows, experiment.global_batch_size(), experiment.seed)
+    deepspeed_settings(experiment)
+    if config.no_in_batch_neg and group == 1:
+        raise ValueError(
+            "train.no_in_batch_neg with data.train_group_size 1 leaves no negative at all: the loss would be 0"
+        )
+    for part in rows.iter_parts(["query", "neg", "pos_scores", "neg_scores"]):
+        for row in part.to_pylist():
+            if group > 1 and not row["neg"] and "mine" not in coming:
+                raise ValueError(
+                    f"data.train_group_size is {group}, but the row of query {row['query'][:80]!r} has no negatives; "
+                    "add a section mine, or set data.train_group_size: 1 (in-batch negatives alone)"
+                )
+            scored = row["pos_scores"] is not None and row["neg_scores"] is not None
+            if config.knowledge_distillation and not scored and "score" not in coming:
+                raise ValueError(
+                    f"train.knowledge_distillation is true, but the row of query {row['query'][:80]!r} has no teacher "
+                    "scores; add a section score, or set it to false"
+                )

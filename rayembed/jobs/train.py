@@ -18,7 +18,7 @@ from rayembed.data.plan import BatchPlan, total_batches
 from rayembed.data.store import Store
 from rayembed.jobs import estimates
 from rayembed.jobs.folders import Reads, state, written_once
-from rayembed.jobs.inputs import planned_rows, training_rows
+from rayembed.jobs.inputs import check_rows, planned_rows, training_rows
 from rayembed.jobs.session import log_from_worker, ray_session
 from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.tokenize import Tokenized, tokenize_rows
@@ -46,9 +46,9 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
         ValueError: rows, settings or the folder do not fit.
         TrainingError: a worker failed more than ray.max_failures times.
     """
-    config = _section(experiment)
+    _section(experiment)
     rows, _ = training_rows(experiment, after=("score", "mine"))
-    check_rows(experiment, config, rows)
+    check_rows(experiment, rows)
     final = Path(experiment.output_dir) / "train"
 
     def write(folder: Path) -> None:
@@ -82,33 +82,6 @@ def plan(experiment: Experiment) -> str:
         f"{total // config.gradient_accumulation_steps:,} steps, {negatives:,} negatives a query; "
         f"{estimates.training(experiment, rows, total)}; {where}"
     )
-
-
-def check_rows(experiment: Experiment, config: TrainConfig, rows: Store) -> None:
-    """Refuses rows that the settings cannot be used with, before anything starts.
-
-    Raises:
-        ValueError: no negatives where the group needs some, no scores where distillation needs them, too few rows.
-    """
-    BatchPlan(rows.num_rows, experiment.global_batch_size(), experiment.seed)
-    deepspeed_settings(experiment)
-    group, distill = experiment.data.train_group_size, config.knowledge_distillation
-    for part in rows.iter_parts(["query", "neg", "pos_scores", "neg_scores"]):
-        for row in part.to_pylist():
-            if group > 1 and not row["neg"]:
-                raise ValueError(
-                    f"data.train_group_size is {group}, but the row of query {row['query'][:80]!r} has no negatives; "
-                    "add a section mine, or set data.train_group_size: 1 (in-batch negatives alone)"
-                )
-            if distill and (row["pos_scores"] is None or row["neg_scores"] is None):
-                raise ValueError(
-                    f"train.knowledge_distillation is true, but the row of query {row['query'][:80]!r} has no teacher "
-                    "scores; add a section score, or set it to false"
-                )
-    if config.no_in_batch_neg and group == 1:
-        raise ValueError(
-            "train.no_in_batch_neg with data.train_group_size 1 leaves no negative at all: the loss would be 0"
-        )
 
 
 def _section(experiment: Experiment) -> TrainConfig:
