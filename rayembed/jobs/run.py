@@ -9,7 +9,7 @@ from rayembed.config import Experiment
 from rayembed.config.loading import dump
 from rayembed.data.storage import write_atomic
 from rayembed.jobs import check, evaluate, export, harvest, mine, score, train
-from rayembed.jobs.session import ray_session
+from rayembed.jobs.session import shared_session
 from rayembed.report import build_report
 from rayembed.tracking.progress import duration
 
@@ -37,7 +37,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     if "harvest" in jobs:
         _timed("harvest", lambda: harvest.run(experiment, overwrite=overwrite))
     check.run(experiment)
-    with ray_session(experiment.ray):
+    with shared_session():
         for name in jobs:
             if name != "harvest":
                 job = JOBS[name]

@@ -4,17 +4,32 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import ray
 
 from rayembed.config.ray import RayConfig
 
 logger = logging.getLogger(__name__)
+_SHARED = ContextVar("_SHARED", default=False)
+
+
+@contextmanager
+def shared_session() -> Iterator[None]:
+    """Jobs in this block share one Ray: the first that needs it starts it, and it ends with the block."""
+    theirs = ray.is_initialized()
+    token = _SHARED.set(True)
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+        if not theirs:
+            ray.shutdown()
 
 
 @contextmanager
 def ray_session(config: RayConfig) -> Iterator[None]:
-    """Connects to Ray; a local Ray that was started here ends with the block.
+    """Connects to Ray; a local Ray that was started here ends with the block, or with that of `shared_session`.
 
     Raises:
         ValueError: the local machine has fewer cores or GPUs than the workers need.
@@ -38,7 +53,8 @@ def ray_session(config: RayConfig) -> Iterator[None]:
             _check_resources(config)
         yield
     finally:
-        ray.shutdown()
+        if not _SHARED.get():
+            ray.shutdown()
 
 
 def _check_resources(config: RayConfig) -> None:

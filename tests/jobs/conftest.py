@@ -1,6 +1,6 @@
 """A local Ray for the jobs, a small data set, experiments on it, and the command line as a process of its own."""
 
-import os
+import logging
 import shutil
 import subprocess
 import sys
@@ -51,7 +51,7 @@ def local_ray(ray_environment: None) -> Iterator[None]:
     """A Ray of 2 cores in which all jobs of this process run; `ray_session` takes the one that is there."""
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=True, log_to_driver=False, logging_level="WARNING")
+    ray.init(address="local", num_cpus=2, include_dashboard=True, log_to_driver=False, logging_level=logging.WARNING)
     yield
     ray.shutdown()
 
@@ -66,7 +66,7 @@ def beir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_experiment(beir: Path, tiny_model: Path) -> MakeExperiment:
     """An experiment on the small data set, in float32 and several units; keyword arguments add to its sections."""
 
-    def make(output_dir: Path, **sections: Any) -> Experiment:
+    def make(output_dir: Path, **sections: Any) -> Experiment:  # noqa: ANN401 - what YAML may hold
         settings: dict[str, dict[str, Any]] = {
             "model": {"name_or_path": str(tiny_model), "pooling": "mean"},
             "data": {
@@ -99,8 +99,8 @@ def tiny_reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=128,
-        num_labels=1,
     )
+    config.num_labels = 1
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = BertForSequenceClassification(config)

@@ -31,9 +31,10 @@ def rankings(
 
     Products are rounded, so that copies of a text tie here as they do in the jobs.
     """
-    products = vectors(model, list(queries.values()), lengths[0]) @ vectors(model, list(passages.values()), lengths[1]).T
-    ids = list(passages)
-    return {
-        query: sorted(ids, key=lambda i, own=dict(zip(ids, row.tolist(), strict=True)): (-round(own[i], 6), i))  # type: ignore[misc]
-        for query, row in zip(queries, products, strict=True)
-    }
+    passage_vectors = vectors(model, list(passages.values()), lengths[1])
+    ranked = {}
+    for query, vector in zip(queries, vectors(model, list(queries.values()), lengths[0]), strict=True):
+        scores = (passage_vectors @ vector).tolist()
+        ordered = sorted((-round(score, 6), name) for name, score in zip(passages, scores, strict=True))
+        ranked[query] = [name for _, name in ordered]
+    return ranked

@@ -9,6 +9,7 @@ import pytest
 import pytrec_eval
 
 from rayembed.config import Experiment
+from rayembed.config.jobs import EvaluateConfig
 from rayembed.evaluation.trec import read_run
 from rayembed.jobs import evaluate
 from rayembed.jobs.folders import ChangedError
@@ -90,9 +91,9 @@ def test_a_missing_model_is_refused_where_the_experiment_trains_one(evaluated: E
 
 def test_other_cut_offs_need_overwrite(evaluated: Experiment, tmp_path: Path) -> None:
     shutil.copytree(evaluated.output_dir, tmp_path / "run")
-    section = evaluate.EvaluateConfig(k_values=[7])
+    section = EvaluateConfig(k_values=[7])
     other = replace(evaluated, output_dir=str(tmp_path / "run"), evaluate=section)
-    with pytest.raises(ChangedError, match="k_values: was .*100.*, is .*7"):
+    with pytest.raises(ChangedError, match=r"k_values: was .*100.*, is .*7"):
         evaluate.run(other)
     metrics = json.loads((evaluate.run(other, overwrite=True) / "metrics.json").read_text())
     assert "ndcg@7" in metrics["base"]

@@ -30,7 +30,7 @@ def test_weights_that_were_tampered_with_are_refused(copied: Experiment) -> None
     weights = load_file(file)
     weights["encoder.layer.1.output.dense.weight"] *= 1.5
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(export.ExportError, match="least cosine .* below 0.9999"):
+    with pytest.raises(export.ExportError, match=r"least cosine .* below 0\.9999"):
         export.run(copied)
 
 

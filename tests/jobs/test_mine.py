@@ -105,9 +105,7 @@ def test_two_workers_give_the_same_bytes(mined: Experiment, make_experiment: Mak
     assert files(mine.run(experiment)) == files(Path(mined.output_dir) / "mine")
 
 
-def test_another_seed_draws_other_negatives(
-    mined: Experiment, make_experiment: MakeExperiment, tmp_path: Path
-) -> None:
+def test_another_seed_draws_other_negatives(mined: Experiment, make_experiment: MakeExperiment, tmp_path: Path) -> None:
     experiment = replace(copied(make_experiment, mined, tmp_path / "run"), seed=43)
     rows, others = read_lines(Path(mined.output_dir) / "mine"), read_lines(mine.run(experiment))
     assert [row["pos"] for row in rows] == [row["pos"] for row in others]

@@ -15,7 +15,6 @@ from tests.jobs.reference_ranking import vectors
 from tests.jobs.toy_data import read_lines
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
-WORDS = ["baba", "didi", "kuku", "lolo", "momo", "nana", "pepe", "ruru"]
 
 
 @pytest.fixture

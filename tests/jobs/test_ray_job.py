@@ -1,0 +1,91 @@
+"""The same command through `ray job submit`, on a cluster of one machine that is started for it."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rayembed.config.loading import dump
+from tests.jobs.conftest import MakeExperiment
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+BIN = Path(sys.executable).parent
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@pytest.fixture
+def cluster(ray_environment: None) -> Iterator[str]:
+    """Address of the dashboard of a head node, in a process group of its own that ends with the test."""
+    temporary = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # paths of sockets must be short
+    port, dashboard, client = free_ports(3)
+    command = [
+        str(BIN / "ray"),
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=2",
+        f"--temp-dir={temporary}",
+        f"--port={port}",
+    ]
+    command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+    with (temporary / "head.log").open("wb") as log:
+        head = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        wait_until_it_answers(address, head, temporary / "head.log")
+        yield address
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        try:
+            head.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def wait_until_it_answers(address: str, head: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + 90
+    while True:
+        assert head.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        try:
+            with urllib.request.urlopen(f"{address}/api/version", timeout=2):
+                return
+        except OSError:
+            time.sleep(0.3)
+
+
+def test_run_as_a_submitted_job(cluster: str, make_experiment: MakeExperiment, tmp_path: Path) -> None:
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    experiment = make_experiment(tmp_path / "run", evaluate={"k_values": [10]})
+    (sources / "experiment.yaml").write_text(dump(experiment))
+    submit = [str(BIN / "ray"), "job", "submit", "--address", cluster, "--working-dir", str(sources)]
+    job = subprocess.run(
+        [*submit, "--", str(BIN / "rayembed"), "run", "experiment.yaml"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert (tmp_path / "run" / "evaluate" / "metrics.json").is_file()
+    assert (tmp_path / "run" / "report.html").is_file()
