@@ -67,6 +67,11 @@ class Experiment:
 
     @model_validator(mode="after")
     def _together(self) -> Self:
+        if os.path.abspath(self.model.name_or_path) == os.path.join(self.output_dir, "model"):
+            raise ValueError(
+                f"model.name_or_path is {self.model.name_or_path!r}, the folder that training replaces; choose another "
+                "output_dir"
+            )
         if self.train is not None:
             workers, size = self.ray.num_workers, self.train.global_batch_size
             if size is not None and size % workers:

@@ -6,6 +6,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from rayembed.config.base import STRICT
+from rayembed.config.model import Pooling
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -91,6 +92,15 @@ class ScoreConfig:
 
     max_len: int = Field(default=512, ge=8)
     """Tokens kept of a (query, passage) pair, or of a passage when the teacher is an embedder."""
+
+    pooling: Pooling | None = None
+    """Of an embedder. null: what its sentence-transformers files say, else cls."""
+
+    query_instruction_for_retrieval: str | None = None
+    """Text that an embedder wants before every query. null: nothing is put."""
+
+    passage_instruction_for_retrieval: str | None = None
+    """Text that an embedder wants before every passage. null: nothing is put."""
 
     trust_remote_code: bool = False
     """Run Python code that comes with the teacher. Only for sources that you trust."""

@@ -25,6 +25,7 @@ from rayembed.config.schema import (
     settings,
     type_in_words,
 )
+from rayembed.config.uris import without_keys
 
 __all__ = ["ConfigError", "describe", "dump", "load", "nearest"]
 
@@ -88,8 +89,13 @@ def load(path: str, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def dump(experiment: Experiment) -> str:
-    """Write an experiment as YAML with every default written out; `load` gives an equal one back."""
-    return yaml.safe_dump(ADAPTER.dump_python(experiment, mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    """Write an experiment as YAML with every default written out; `load` gives an equal one back.
+
+    Keys in URIs (s3://KEY:SECRET@bucket/...) are left out: what is loaded names the same data, and needs the keys from
+    the environment or put back by hand.
+    """
+    document = _without_keys(ADAPTER.dump_python(experiment, mode="json"))
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
 
 
 def nearest(key: str) -> str | None:
@@ -111,6 +117,14 @@ def nearest(key: str) -> str | None:
 
     best = max(valid, key=likeness)
     return best if likeness(best) >= LEAST_LIKENESS else None
+
+
+def _without_keys(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_keys(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_keys(item) for item in value]
+    return without_keys(value) if isinstance(value, str) else value
 
 
 def _read(path: str) -> dict[str, Any]:

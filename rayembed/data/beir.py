@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rayembed.config.uris import public_name
 from rayembed.data.problems import Problem, Report
 from rayembed.data.readers import Record
-from rayembed.data.storage import exists, join, open_input, public_name
+from rayembed.data.storage import exists, join, open_input
 from rayembed.data.store import Row, Store, chunks
 
 QUERIES_AT_A_TIME = 1024  # queries whose passages are in memory together while rows are joined
@@ -50,7 +51,7 @@ def read_qrels(path: str, report: Report) -> list[Judgement]:
 
     Lines are query, passage, score (with or without a header), or TREC's query, iteration, passage, score.
     """
-    name = public_name(path)
+    name, before = public_name(path), report.errors.total
     found: dict[tuple[str, str], Judgement] = {}
     if not exists(path):
         report.error(
@@ -74,6 +75,8 @@ def read_qrels(path: str, report: Report) -> list[Judgement]:
                     report.error("two scores of one pair", place)
                 else:
                     report.warn("repeated judgements, dropped", place)
+    if not found and report.errors.total == before:
+        report.error("no judgements", Problem(name, None, "", "holds no judgement (query-id, corpus-id, score)"))
     return list(found.values())
 
 

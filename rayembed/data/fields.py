@@ -31,6 +31,14 @@ def text_field(record: Record, field: str, report: Report, *, required: bool = F
     return _text(record, field, value, report)
 
 
+def verbatim_field(record: Record, field: str, report: Report) -> str | None:
+    """A text that may be empty and keeps its white space, as a prompt does. None: it is absent or wrong (an error)."""
+    value = record.value.get(field)
+    if not isinstance(value, str):
+        return text_field(record, field, report)
+    return value if _encodable(record, field, value, report, field) else None
+
+
 def texts_field(record: Record, field: str, report: Report) -> list[str] | None:
     """A list of texts. None: it is absent, or something in it is wrong (an error)."""
     value = record.value.get(field)
@@ -99,13 +107,7 @@ def _text(record: Record, field: str, value: object, report: Report, kind: str |
     if not text:
         report.error(f"{kind} is empty", record.problem(field, "the text is empty or only white space"))
         return None
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        message = f"the text holds half a character that no encoding can write ({error.reason})"
-        report.error(f"{kind} is not text", record.problem(field, message))
-        return None
-    return text
+    return text if _encodable(record, field, text, report, kind) else None
 
 
 def _id(record: Record, field: str, value: object, report: Report) -> str | None:
@@ -114,4 +116,15 @@ def _id(record: Record, field: str, value: object, report: Report) -> str | None
         message = f"found {found}, allowed: a text or a whole number"
         report.error("ids are wrong", record.problem(field, message))
         return None
-    return str(value)
+    return str(value) if _encodable(record, field, str(value), report, "id") else None
+
+
+def _encodable(record: Record, field: str, text: str, report: Report, kind: str) -> bool:
+    """Whether a text can be written to a file: JSON may hold one half of a surrogate pair (an error)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        message = f"the text holds half a character that no encoding can write ({error.reason})"
+        report.error(f"{kind} is not text", record.problem(field, message))
+        return False
+    return True

@@ -1,13 +1,14 @@
 """The data of an experiment as stores on disk, read once: later calls reuse what is under OUTPUT_DIR/cache.
 
 A store's folder is named by a fingerprint of what it is made of (paths, sizes and times of the files, settings that
-matter), and holds the report of the reading, so that reuse tells the same errors and warnings again.
+matter), and holds the report of the reading, so that reuse tells the same warnings again. What has errors is read anew.
 """
 
 import hashlib
 import heapq
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +16,17 @@ import numpy as np
 import pyarrow as pa
 
 from rayembed.config import Experiment
+from rayembed.config.uris import public_name
 from rayembed.data import beir
-from rayembed.data.passages import parse_passage, parse_query, read_texts, unique
+from rayembed.data.names import note_absent_positives, source_names, with_ids_of
+from rayembed.data.passages import Parse, parse_passage, parse_query, read_texts, renamed, unique
 from rayembed.data.problems import Problem, Report
 from rayembed.data.readers import Record, read_records
 from rayembed.data.rows import parse_row, survey
-from rayembed.data.storage import expand, fingerprint, identity, public_name, stamp, write_atomic
+from rayembed.data.storage import expand, fingerprint, identity, stamp, write_atomic
 from rayembed.data.store import PASSAGES, QUERIES, ROWS, Row, Store, StoreWriter, chunks
 
-VERSION = 1  # raise it when the same files give other stores, so that caches of older code are not used
+VERSION = 2  # raise it when the same files give other stores, so that caches of older code are not used
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +73,8 @@ def prepare(experiment: Experiment, *, rows: bool = True, corpus: bool = True, e
         corpus_store = prepare_corpus(data.corpus, cache, encode.passages_per_unit, report)
     elif corpus and row_store is not None:
         corpus_store = corpus_of_rows(row_store, cache, encode.passages_per_unit, report)
+    if rows and row_store is not None and corpus_store is not None:
+        row_store = _joined(row_store, corpus_store, data.corpus, cache, encode.queries_per_unit, report)
     return Prepared(
         rows=row_store if rows else None,
         corpus=corpus_store,
@@ -91,7 +96,8 @@ def prepare_rows(
     """Training rows of files, folders, globs and BEIR folders (their qrels/train.tsv), in the order of `sources`.
 
     Args:
-        sources: paths; each file, and each BEIR folder, is one dataset unless its rows name theirs.
+        sources: paths; each file, and each BEIR folder, is one dataset unless its rows name theirs. It is called by
+            the end of its path, and query ids need be unique within it alone.
         cache: folder of the stores.
         rows_per_part: rows in one part of the store.
         report: takes what is found.
@@ -103,8 +109,10 @@ def prepare_rows(
     files = [file for source in sources for file in _source_files(source, "train")]
     joined = {source: _beir_stores(source, cache, per_part, report) for source in sources if beir.is_beir(source)}
 
+    datasets = source_names([path for each in sources for path in ([each] if each in joined else _expanded(each))])
+
     def read(own: Report) -> Iterator[Row]:
-        found = ((record, row) for source in sources for record, row in _rows_of(source, joined.get(source), own))
+        found = (pair for source in sources for pair in _rows_of(source, datasets, joined.get(source), own))
         yield from survey(found, own)
         if "rows" not in own.counts and own.errors.total == 0:
             names = ", ".join(map(public_name, sources))
@@ -116,28 +124,33 @@ def prepare_rows(
 
 
 def prepare_corpus(sources: Sequence[str], cache: Path, rows_per_part: int, report: Report) -> Store:
-    """Passages of files, folders, globs and BEIR folders, each id once, in the order of `sources`."""
+    """Passages of files, folders, globs and BEIR folders, each id once, in the order of `sources`.
+
+    An id that stands for one text in one source and for another in a later one gets the later one's name before it.
+    """
+    names = source_names(sources) if len(sources) > 1 else dict.fromkeys(sources, "")
+    source_of = {file: names[source] for source in reversed(sources) for file in _corpus_files(source)}
     files = [file for source in sources for file in _corpus_files(source)]
 
     def read(own: Report) -> Iterator[Row]:
-        known = _found(files, "data.corpus", own)
-        return read_texts(known, parse_passage, "passages", own)
+        yield from _texts(files, parse_passage, "passages", own, sources=source_of)
 
-    return _cached(cache, "passages", _stamps(files), PASSAGES, rows_per_part, read, report)
+    key = [_stamps(files), [source_of[file] for file in files]]
+    return _cached(cache, "passages", key, PASSAGES, rows_per_part, read, report)
 
 
 def corpus_of_rows(rows: Store, cache: Path, rows_per_part: int, report: Report) -> Store:
-    """Every positive and negative of the rows, each id once."""
+    """Every positive and negative of the rows, each id once; their datasets are its sources."""
 
-    def passages() -> Iterator[tuple[Problem, Row]]:
+    def passages() -> Iterator[tuple[Problem, str, Row]]:
         number = 0
-        for part in rows.iter_parts(["pos", "pos_ids", "neg", "neg_ids"]):
+        for part in rows.iter_parts(["pos", "pos_ids", "neg", "neg_ids", "dataset"]):
             for row in part.to_pylist():
                 number += 1
                 for side in ("pos", "neg"):
                     place = Problem("training rows", number, side, "")
                     for name, text in zip(row[f"{side}_ids"], row[side], strict=True):
-                        yield place, {"id": name, "text": text}
+                        yield place, row["dataset"], {"id": name, "text": text}
 
     def read(own: Report) -> Iterator[Row]:
         found = unique(passages(), "passages of the rows", own)
@@ -146,6 +159,29 @@ def corpus_of_rows(rows: Store, cache: Path, rows_per_part: int, report: Report)
         own.warnings.drop("repeated passages of the rows, dropped")
 
     return _cached(cache, "passages", ["rows", rows.fingerprint], PASSAGES, rows_per_part, read, report)
+
+
+def _joined(
+    rows: Store, corpus: Store, sources: Sequence[str], cache: Path, rows_per_part: int, report: Report
+) -> Store:
+    """The rows, with the ids that the corpus has for their passages; `sources` are those of data.corpus."""
+    if renamed("passages") in report.warnings.counts or renamed("passages of the rows") in report.warnings.counts:
+        names = list(source_names(sources).values())
+
+        def read(_: Report) -> Iterator[Row]:
+            for part in rows.iter_parts():
+                yield from with_ids_of(corpus, part.to_pylist(), names)
+
+        key = ["joined", rows.fingerprint, corpus.fingerprint, names]
+        rows = _cached(cache, "rows", key, ROWS, rows_per_part, read, report)
+    if sources:
+        path = cache / f"positives-{fingerprint([VERSION, rows.fingerprint, corpus.fingerprint])}.json"
+        if not path.exists():
+            own = Report()
+            note_absent_positives(rows, corpus, own)
+            write_atomic(path, own.to_json())
+        report.merge(Report.from_json(path.read_bytes()), path.name)
+    return rows
 
 
 def _prepare_evaluation(experiment: Experiment, cache: Path, report: Report) -> Evaluation | None:
@@ -160,6 +196,9 @@ def _prepare_evaluation(experiment: Experiment, cache: Path, report: Report) -> 
     path = beir.qrels_path(folder, experiment.data.evaluation_split)
     read_report = Report()
     judgements = beir.read_qrels(path, read_report)
+    if judgements and all(judgement.score <= 0 for judgement in judgements):
+        message = "no judgement is above 0; allowed: at least one positive"
+        read_report.error("no positive judgement", Problem(public_name(path), None, "score", message))
     report.merge(read_report, f"qrels {identity(path)}")
 
     def read(own: Report) -> Iterator[Row]:
@@ -179,19 +218,21 @@ def _prepare_evaluation(experiment: Experiment, cache: Path, report: Report) -> 
     return Evaluation(corpus, judged, qrels)
 
 
-def _rows_of(source: str, stores: tuple[Store, Store] | None, report: Report) -> Iterator[tuple[Record, Row]]:
+def _rows_of(
+    source: str, names: Mapping[str, str], stores: tuple[Store, Store] | None, report: Report
+) -> Iterator[tuple[Record, Row]]:
     """Rows of one source with their places; `stores` are the passages and queries of a BEIR folder."""
     if stores is not None:
         path = beir.qrels_path(source, "train")
         judgements = beir.read_qrels(path, report)
         corpus, queries = stores
         _check_ids(judgements, path, source, corpus, queries, report)
-        name = public_name(source)
-        yield from beir.training_rows(judgements, path, dataset=name, corpus=corpus, queries=queries, report=report)
+        dataset = names[source]
+        yield from beir.training_rows(judgements, path, dataset=dataset, corpus=corpus, queries=queries, report=report)
         return
     for file in _found(_expanded(source), "data.train", report):
         for record in read_records(file, report):
-            row = parse_row(record, report)
+            row = parse_row(record, report, dataset=names[file])
             if row is not None:
                 yield record, row
 
@@ -209,9 +250,21 @@ def _beir_stores(folder: str, cache: Path, rows_per_part: int, report: Report) -
     path = beir.queries_path(folder)
 
     def read(own: Report) -> Iterator[Row]:
-        return read_texts([path], parse_query, "queries", own)
+        return _texts([path], parse_query, "queries", own)
 
     return corpus, _cached(cache, "queries", _stamps([path]), QUERIES, rows_per_part, read, report)
+
+
+def _texts(
+    files: Sequence[str], parse: Parse, noun: str, report: Report, *, sources: Mapping[str, str] | None = None
+) -> Iterator[Row]:
+    """As read_texts; files that are not there, or hold nothing altogether, are errors."""
+    any_row = False
+    for row in read_texts(_found(files, "data.corpus", report), parse, noun, report, sources=sources):
+        any_row = True
+        yield row
+    if not any_row and report.errors.total == 0:
+        report.error(f"no {noun}", Problem(", ".join(map(public_name, files)), None, "", f"no {noun} in it"))
 
 
 def _drawn(rows: Store, cache: Path, rows_per_part: int, max_rows: int, seed: int, report: Report) -> Store:
@@ -222,7 +275,7 @@ def _drawn(rows: Store, cache: Path, rows_per_part: int, max_rows: int, seed: in
         number = 0
         for part in rows.iter_parts(["dataset"]):
             for name in part.column("dataset").to_pylist():
-                digest = hashlib.blake2b(f"{seed} {name} {number}".encode(), digest_size=8).digest()
+                digest = hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest()
                 entry = (-int.from_bytes(digest, "little"), number)
                 kept = largest.setdefault(name, [])
                 (heapq.heappush if len(kept) < max_rows else heapq.heappushpop)(kept, entry)
@@ -244,8 +297,13 @@ def _cached(
     read: Callable[[Report], Iterable[Row]],
     report: Report,
 ) -> Store:
-    """The store of this key: opened if it is there, else written from `read`; its report joins `report`."""
+    """The store of this key: opened if it is there, else written from `read`; its report joins `report`.
+
+    One whose report has errors is written anew, once for each `report`: what stood in the way may be gone.
+    """
     folder = cache / f"{kind}-{fingerprint([VERSION, key, rows_per_part])}"
+    if (folder / "store.json").exists() and not report.took(folder.name) and _report_of(folder).errors.total:
+        shutil.rmtree(folder)
     if not (folder / "store.json").exists():
         own = Report()
         writer = StoreWriter(folder, schema, rows_per_part)
@@ -254,8 +312,12 @@ def _cached(
         write_atomic(writer.working / "report.json", own.to_json())
         store = writer.finish()
         logger.info("%s: %d rows in %d parts", folder, store.num_rows, len(store.parts))
-    report.merge(Report.from_json((folder / "report.json").read_bytes()), folder.name)
+    report.merge(_report_of(folder), folder.name)
     return Store.open(folder)
+
+
+def _report_of(folder: Path) -> Report:
+    return Report.from_json((folder / "report.json").read_bytes())
 
 
 def _stamps(files: Iterable[str]) -> list[list[str]]:

@@ -93,6 +93,10 @@ class Report:
         for count, number in other.counts.items():
             self.count(count, number)
 
+    def took(self, name: str) -> bool:
+        """Whether a report was merged under this name."""
+        return name in self._merged
+
     def raise_if_errors(self) -> None:
         """Refuse the data if there are errors.
 

@@ -11,8 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayembed.config.uris import public_name
 from rayembed.data.problems import Problem, Report
-from rayembed.data.storage import open_input, public_name
+from rayembed.data.storage import open_input
 
 LOG_SECONDS = 5.0
 PARQUET_ROWS = 1024  # rows turned into Python objects at a time
@@ -137,7 +138,11 @@ def _skip_space(text: str, at: int) -> int:
 
 
 def _read_parquet(path: str, name: str, report: Report) -> Iterator[tuple[int, Any]]:
-    """Rows of a parquet file, a batch at a time."""
+    """Rows of a parquet file, a batch at a time.
+
+    Raises:
+        OSError: it cannot be read now; a dropped connection and a damaged page look alike here, so the run ends.
+    """
     row = 0
     with open_input(path) as file:
         try:
@@ -145,9 +150,14 @@ def _read_parquet(path: str, name: str, report: Report) -> Iterator[tuple[int, A
                 for value in batch.to_pylist():
                     row += 1
                     yield row, value
-        except (pa.ArrowInvalid, OSError) as error:
+        except pa.ArrowInvalid as error:
             message = f"not readable as parquet after row {row} ({error})"
             report.error("not parquet", Problem(name, row or None, "", message))
+        except OSError as error:
+            raise OSError(
+                f"{name}: reading failed after row {row} ({error}); run the job again, and if it fails at the same row "
+                "the file is damaged"
+            ) from error
 
 
 def _suffix(name: str) -> str:

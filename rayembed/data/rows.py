@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 
 from rayembed.data import fields
+from rayembed.data.names import Names
 from rayembed.data.problems import Report
 from rayembed.data.readers import Record
 from rayembed.data.store import Row, SeenHashes, chunks, hash_texts
@@ -16,10 +17,15 @@ COLUMNS = (
 BATCH = 1024  # rows held at a time while duplicates are looked for
 
 
-def parse_row(record: Record, report: Report) -> Row | None:
+def parse_row(record: Record, report: Report, *, dataset: str | None = None) -> Row | None:
     """A row of the ROWS schema. None: something is wrong with it (errors in the report).
 
-    Ids that the record lacks come from the texts; `dataset` is the file unless the record names one.
+    Ids that the record lacks come from the texts.
+
+    Args:
+        record: one object of a file.
+        report: takes what is wrong.
+        dataset: what the row belongs to unless it says so itself. None: its file.
     """
     before = report.errors.total
     _unknown_columns(record, report)
@@ -32,11 +38,11 @@ def parse_row(record: Record, report: Report) -> Row | None:
     row: Row = {
         "query_id": fields.id_field(record, "query_id", report) or (query and fields.query_id(query)),
         "query": query,
-        "prompt": _optional(record, "prompt", report),
+        "prompt": fields.verbatim_field(record, "prompt", report),
         "pos": pos,
         "neg": neg or [],
-        "dataset": fields.text_field(record, "dataset", report) or record.file,
-        "type": _optional(record, "type", report),
+        "dataset": fields.text_field(record, "dataset", report) or dataset or record.file,
+        "type": fields.verbatim_field(record, "type", report),
     }
     for name, texts in (("pos", pos), ("neg", neg if neg is not None else [])):
         if texts is not None:
@@ -50,32 +56,38 @@ def parse_row(record: Record, report: Report) -> Row | None:
 
 
 def survey(rows: Iterable[tuple[Record, Row]], report: Report) -> Iterator[Row]:
-    """Pass rows on, and note what is unusual over all of them; the record of a row holds its place."""
-    seen = {name: SeenHashes() for name in ("query", "query_id", "named query", "row")}
+    """Pass rows on, and note what is unusual over all of them; the record of a row holds its place.
+
+    A query_id that another dataset has for another query gets the dataset before it; within a dataset it is an error.
+    """
+    seen = {name: SeenHashes() for name in ("query", "row")}
+    names = Names()
     for batch in chunks(rows, BATCH):
         keys = [_keys(row) for _, row in batch]
         met = {name: each.add(hash_texts(key[name] for key in keys)) for name, each in seen.items()}
+        settled = names.settle([(row["dataset"], row["query_id"], row["query"]) for _, row in batch])
         for i, (place, row) in enumerate(batch):
             _note_absent(place, row, report)
             if met["row"][i]:
                 _warn(report, "duplicate rows", place, "query", "an earlier row has the same query and positives")
             elif met["query"][i]:
                 _warn(report, "same query in several rows", place, "query", "an earlier row has this query")
-            if met["query_id"][i] and not met["named query"][i]:
-                message = f"{row['query_id']!r} stood for another query before; one id may stand for one text only"
+            if settled[i].conflict:
+                message = (
+                    f"{row['query_id']!r} stood for another query of the dataset {row['dataset']!r} before; "
+                    "one id may stand for one text only"
+                )
                 report.error("query_id of two queries", place.problem("query_id", message))
-            yield row
+            elif settled[i].name != row["query_id"]:
+                message = f"{row['query_id']!r} is a query of another dataset too; {settled[i].name!r} is used here"
+                _warn(report, "query ids of two datasets, renamed", place, "query_id", message)
+            yield {**row, "query_id": settled[i].name}
     _only_where_mixed(report)
 
 
 def _keys(row: Row) -> dict[str, str]:
     query = row["query"]
-    return {
-        "query": query,
-        "query_id": row["query_id"],
-        "named query": f"{row['query_id']}\0{query}",
-        "row": "\0".join([query, *sorted(row["pos"])]),
-    }
+    return {"query": query, "row": "\0".join([query, *sorted(row["pos"])])}
 
 
 def _note_absent(place: Record, row: Row, report: Report) -> None:
@@ -118,14 +130,6 @@ def _passages(record: Record, field: str, report: Report) -> list[str] | None:
     return None if text is None else [text]
 
 
-def _optional(record: Record, field: str, report: Report) -> str | None:
-    """A text that may be empty and keeps its white space, as a prompt does."""
-    value = record.value.get(field)
-    if isinstance(value, str):
-        return value
-    return fields.text_field(record, field, report)
-
-
 def _both(record: Record, row: Row, report: Report) -> None:
     """Refuse a passage that is positive and negative of the same query."""
     texts, ids = set(row["pos"]), set(row["pos_ids"])
@@ -139,4 +143,5 @@ def _unknown_columns(record: Record, report: Report) -> None:
     for name in [name for name in record.value if name not in COLUMNS]:
         near = get_close_matches(name, COLUMNS, n=1)
         message = "this column is not read" + (f"; did you mean {near[0]!r}?" if near else "")
-        report.warn(f"column {name!r} is not read", record.problem(name, message))
+        shown = name.encode(errors="backslashreplace").decode()
+        report.warn(f"column {name!r} is not read", record.problem(shown, message))

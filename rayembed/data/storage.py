@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ from typing import BinaryIO, cast
 from urllib.parse import quote
 
 from pyarrow import fs
+
+from rayembed.config.uris import public_name, split_options
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 READ_BYTES = 4 << 20  # a request to an object store costs tens of milliseconds, however little it fetches
@@ -72,14 +73,8 @@ def stamp(path: str) -> str:
 
 def join(folder: str, name: str) -> str:
     """Path of a file in a folder; options of a URI stay at its end."""
-    written, options = _split(folder)
+    written, options = split_options(folder)
     return f"{written.rstrip('/')}/{name}{options}"
-
-
-def public_name(path: str) -> str:
-    """The path without keys and options of a URI: what messages, reports and logs may show."""
-    # A secret of S3 may hold a slash that its owner forgot to write as %2F.
-    return re.sub(r"^(s3://)[^/@]+:[^@]*@|(://)[^/]*@", r"\1\2", _split(path)[0])
 
 
 def identity(path: str) -> str:
@@ -155,19 +150,13 @@ def _info(path: str) -> fs.FileInfo:
     return filesystem.get_file_info(inner)
 
 
-def _split(path: str) -> tuple[str, str]:
-    """A URI and its options with their question mark; local paths have none."""
-    written, mark, options = path.partition("?") if "://" in path else (path, "", "")
-    return written, mark + options
-
-
 def _name(path: str) -> str:
-    return _split(path)[0].rsplit("/", 1)[-1]
+    return split_options(path)[0].rsplit("/", 1)[-1]
 
 
 def _glob_base(path: str) -> tuple[str, list[str]]:
     """The folder before the first wildcard and the pattern's parts below it; no parts if there is no wildcard."""
-    written, options = _split(path)
+    written, options = split_options(path)
     parts = written.split("/")
     wild = "*" if "://" in path else "*?["
     first = next((i for i, part in enumerate(parts) if any(c in part for c in wild)), len(parts))
@@ -177,7 +166,7 @@ def _glob_base(path: str) -> tuple[str, list[str]]:
 
 def _list(base: str, pattern: list[str]) -> list[str]:
     """Files below a folder whose relative path matches, written as the folder is, sorted."""
-    written, options = _split(base)
+    written, options = split_options(base)
     filesystem, inner = _locate(base or ".")
     inner = inner.rstrip("/")
     selector = fs.FileSelector(inner or "/", allow_not_found=True, recursive=len(pattern) > 1 or pattern == ["**"])

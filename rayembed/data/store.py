@@ -84,6 +84,11 @@ class Store:
         return cls(folder, value["fingerprint"], tuple(_parts(value["parts"])), schema)
 
     @property
+    def layout(self) -> list[int]:
+        """Rows of each part: how the table is cut into units of work, which its fingerprint does not say."""
+        return [part.num_rows for part in self.parts]
+
+    @property
     def num_rows(self) -> int:
         """Rows of all parts."""
         return self.parts[-1].first_row + self.parts[-1].num_rows if self.parts else 0
@@ -225,14 +230,20 @@ class SeenHashes:
         """Whether each was met before, in an earlier call or earlier in this one; then count all as met."""
         met = np.ones(len(hashes), dtype=np.bool_)
         met[np.unique(hashes, return_index=True)[1]] = False
-        for run in self._runs:
-            at = np.minimum(np.searchsorted(run, hashes), len(run) - 1)
-            met |= run[at] == hashes
+        met |= self.holds(hashes)
         new = np.sort(hashes[~met])
         while self._runs and len(self._runs[-1]) <= 2 * len(new):
             new = np.sort(np.concatenate([self._runs.pop(), new]), kind="stable")
         if len(new):
             self._runs.append(new)
+        return met
+
+    def holds(self, hashes: Hashes) -> npt.NDArray[np.bool_]:
+        """Whether each was met; none of them counts as met for it."""
+        met = np.zeros(len(hashes), dtype=np.bool_)
+        for run in self._runs:
+            at = np.minimum(np.searchsorted(run, hashes), len(run) - 1)
+            met |= run[at] == hashes
         return met
 
 

@@ -1,8 +1,16 @@
-"""TREC run files: a line a ranked passage, `query_id Q0 passage_id rank score tag`, as trec_eval reads them."""
+"""TREC run files: a line a ranked passage, `query_id Q0 passage_id rank score tag`, as trec_eval reads them.
+
+White space separates the columns, so in an id it is written as in URLs: `a b` becomes `a%20b`. A `%` is written as
+`%25` where it would be read as the beginning of such a code, and stays elsewhere.
+"""
 
 import math
 import os
+import re
 from pathlib import Path
+from urllib.parse import quote, unquote
+
+_CODED = re.compile(r"\s|%(?=[0-9A-Fa-f]{2})")
 
 
 def write_run(path: Path, rankings: dict[str, list[tuple[str, float]]], *, tag: str) -> None:
@@ -14,19 +22,19 @@ def write_run(path: Path, rankings: dict[str, list[tuple[str, float]]], *, tag: 
         tag: name of the run, the last column.
 
     Raises:
-        ValueError: an id or the tag is empty or holds whitespace, or a score is not finite.
+        ValueError: an id is empty, the tag is empty or holds whitespace, or a score is not finite.
     """
     _check_word("tag", tag)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("w", encoding="utf-8", newline="\n") as file:
             for query_id, ranking in rankings.items():
-                _check_word("query id", query_id)
+                query_word = _word("query id", query_id)
                 for rank, (passage_id, score) in enumerate(ranking, start=1):
-                    _check_word("passage id", passage_id)
+                    word = _word("passage id", passage_id)
                     if not math.isfinite(score):
                         raise ValueError(f"score of query {query_id!r} and passage {passage_id!r} is {score}")
-                    file.write(f"{query_id} Q0 {passage_id} {rank} {float(score)} {tag}\n")
+                    file.write(f"{query_word} Q0 {word} {rank} {float(score)} {tag}\n")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -57,11 +65,18 @@ def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
 def _parse(line: str, place: str) -> tuple[str, str, int, float]:
     try:
         query_id, _, passage_id, rank, score, _ = line.split()
-        return query_id, passage_id, int(rank), float(score)
+        return unquote(query_id), unquote(passage_id), int(rank), float(score)
     except ValueError as error:
         raise ValueError(
             f"{place}: found {line.strip()!r}; a run line is `query_id Q0 passage_id rank score tag`"
         ) from error
+
+
+def _word(what: str, text: str) -> str:
+    """An id without white space, which unquote turns back."""
+    word = _CODED.sub(lambda found: quote(found[0]), text)
+    _check_word(what, word)
+    return word
 
 
 def _check_word(what: str, text: str) -> None:

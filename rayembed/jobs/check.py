@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow.compute as pc
 
 from rayembed.config import Experiment
+from rayembed.config.uris import public_name
 from rayembed.data.prepare import Prepared, prepare
 from rayembed.data.prompts import passage_text, query_text
 from rayembed.data.storage import write_atomic
 from rayembed.data.store import Store
 from rayembed.jobs.inputs import check_rows
 from rayembed.models.families import FAMILIES
-from rayembed.models.loading import load_config, load_tokenizer, pooling_of
+from rayembed.models.loading import check_length, load_config, load_tokenizer, pooling_of
 
 logger = logging.getLogger(__name__)
 SAMPLE = 2000  # texts whose tokens are counted; a corpus of millions is not tokenised for a warning
@@ -40,6 +41,9 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     load_config(experiment.model.name_or_path, trust_remote_code=experiment.model.trust_remote_code)
     if experiment.score is not None:
         load_config(experiment.score.model, trust_remote_code=experiment.score.trust_remote_code)
+    if experiment.mine is not None and experiment.mine.model is not None:
+        load_config(experiment.mine.model, trust_remote_code=experiment.model.trust_remote_code)
+    _check_sections(experiment)
     prepared = prepare(experiment)
     if experiment.mine is not None:
         prepared.report.warnings.drop("rows without negatives")  # that is what mine is for
@@ -63,10 +67,33 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     return path
 
 
+def _check_sections(experiment: Experiment) -> None:
+    """Refuses sections whose data are not named, and lengths that the model cannot read."""
+    if experiment.evaluate is not None and experiment.data.evaluation is None:
+        raise ValueError("the experiment has a section evaluate; set data.evaluation to a BEIR folder, or remove it")
+    wanting = [job for job in ("mine", "score", "train") if getattr(experiment, job) is not None]
+    if wanting and not experiment.data.train:
+        raise ValueError(f"the experiment has a section {wanting[0]}; set data.train to files, folders or globs")
+    for setting, length in _limits(experiment).items():
+        check_length(
+            experiment.model.name_or_path, length, setting, trust_remote_code=experiment.model.trust_remote_code
+        )
+
+
+def _limits(experiment: Experiment) -> dict[str, int]:
+    """Tokens kept of a text, by the setting that says so: in training, and in encoding where it differs."""
+    limits = {}
+    for side in ("query", "passage"):
+        limits[f"data.{side}_max_len"] = getattr(experiment.data, f"{side}_max_len")
+        if experiment.max_len(side) != limits[f"data.{side}_max_len"]:
+            limits[f"encode.{side}_max_len"] = experiment.max_len(side)
+    return limits
+
+
 def plan(experiment: Experiment) -> str:
     """What `run` would do."""
     sources = [*experiment.data.train, *experiment.data.corpus, *filter(None, [experiment.data.evaluation])]
-    return f"check: reads {', '.join(dict.fromkeys(sources)) or 'nothing (data is empty)'}"
+    return f"check: reads {', '.join(dict.fromkeys(map(public_name, sources))) or 'nothing (data is empty)'}"
 
 
 def _lengths(experiment: Experiment, prepared: Prepared) -> list[str]:
@@ -79,14 +106,17 @@ def _lengths(experiment: Experiment, prepared: Prepared) -> list[str]:
     )
     lines = []
     for side, texts in _samples(experiment, prepared).items():
-        limit = experiment.max_len(side)
         ids = tokenizer(texts, verbose=False)["input_ids"]
         lengths = np.array([len(tokens) for tokens in ids])
-        cut = float((lengths > limit).mean())
+        cuts = ", ".join(
+            f"{100 * float((lengths > limit).mean()):.1f} % longer than {limit} ({setting}) are cut"
+            for setting, limit in _limits(experiment).items()
+            if side in setting
+        )
         plural = {"query": "queries", "passage": "passages"}[side]
         lines.append(
             f"{plural}: {lengths.mean():.0f} tokens on average, {int(np.percentile(lengths, 95))} at the 95th "
-            f"percentile; {100 * cut:.1f} % longer than {limit} ({side}_max_len) are cut (of {len(texts):,} sampled)"
+            f"percentile; {cuts} (of {len(texts):,} sampled)"
         )
     return lines
 

@@ -11,8 +11,7 @@ from rayembed.data.prepare import Prepared, prepare
 from rayembed.data.store import Store
 from rayembed.jobs.folders import Reads, state, written_once
 from rayembed.jobs.session import ray_session
-from rayembed.jobs.vectors import Vectors, encode_store
-from rayembed.models.loading import pooling_of, weights_fingerprint
+from rayembed.jobs.vectors import Vectors, encode_store, encoding_reads
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
                 _write_parquet(store, vectors, folder / {"passage": "passages", "query": "queries"}[side])
 
     final = Path(experiment.output_dir) / "encode"
-    return written_once(final, _reads(experiment, prepared), write, overwrite=overwrite)
+    return written_once(final, _reads(experiment, prepared), write, overwrite=overwrite, experiment=experiment)
 
 
 def plan(experiment: Experiment) -> str:
@@ -68,13 +67,8 @@ def _model(experiment: Experiment) -> str:
 
 
 def _reads(experiment: Experiment, prepared: Prepared) -> Reads:
-    return {
-        "texts": {side: store.fingerprint for side, store in _stores(prepared).items()},
-        "weights": weights_fingerprint(_model(experiment)),
-        "pooling": pooling_of(experiment.model),
-        "max_len": [experiment.max_len("query"), experiment.max_len("passage")],
-        "dtype": experiment.encode.dtype,
-    }
+    texts = {side: store.fingerprint for side, store in _stores(prepared).items()}
+    return {"texts": texts, **encoding_reads(experiment, _model(experiment))}
 
 
 def _write_parquet(store: Store, vectors: Vectors, folder: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rayembed.config import Experiment
 from rayembed.config.jobs import EvaluateConfig
 from rayembed.data.prepare import Evaluation, prepare
-from rayembed.data.storage import write_atomic
+from rayembed.data.storage import fingerprint, write_atomic
 from rayembed.data.store import Store
 from rayembed.evaluation.distributions import similarity_summary
 from rayembed.evaluation.ranking import evaluate_rankings, query_counts
@@ -23,8 +23,7 @@ from rayembed.jobs import estimates
 from rayembed.jobs.folders import Reads, state, written_once
 from rayembed.jobs.ranking import ShardTops, search_shards
 from rayembed.jobs.session import ray_session
-from rayembed.jobs.vectors import Vectors, encode_store
-from rayembed.models.loading import pooling_of, weights_fingerprint
+from rayembed.jobs.vectors import Vectors, encode_store, encoding_reads
 
 logger = logging.getLogger(__name__)
 Ranking = list[tuple[str, float]]
@@ -62,7 +61,8 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
             }
         _write(config, evaluation, judged, folder, experiment.seed)
 
-    written = written_once(final, _reads(experiment, config, evaluation), write, overwrite=overwrite)
+    reads = _reads(experiment, config, evaluation)
+    written = written_once(final, reads, write, overwrite=overwrite, experiment=experiment)
     logger.info("evaluate: %s", summary(written))
     return written
 
@@ -122,17 +122,16 @@ def _models(experiment: Experiment) -> dict[str, str]:
 
 
 def _reads(experiment: Experiment, config: EvaluateConfig, evaluation: Evaluation) -> Reads:
+    models = _models(experiment)
+    encoding = encoding_reads(experiment, *models.values())
     return {
+        **encoding,
+        "weights": dict(zip(models, encoding["weights"], strict=True)),
         "queries": evaluation.queries.fingerprint,
         "corpus": evaluation.corpus.fingerprint,
-        "qrels": experiment.data.evaluation_split,
-        "weights": {name: weights_fingerprint(model) for name, model in _models(experiment).items()},
-        "pooling": pooling_of(experiment.model),
-        "max_len": [experiment.max_len("query"), experiment.max_len("passage")],
-        "dtype": experiment.encode.dtype,
-        "k_values": list(config.k_values),
-        "significance_metric": config.significance_metric,
-        "num_permutations": config.num_permutations,
+        "qrels": fingerprint(evaluation.qrels),
+        "evaluate": asdict(config),
+        "seed": experiment.seed,
     }
 
 
@@ -152,11 +151,11 @@ def _judge(experiment: Experiment, config: EvaluateConfig, evaluation: Evaluatio
     return Judged(rankings, means, per_query, queries, passages)
 
 
-def _similarities(evaluation: Evaluation, judged: dict[str, Judged]) -> dict[str, Any]:
+def _similarities(evaluation: Evaluation, judged: dict[str, Judged]) -> dict[str, Any] | None:
     """Distributions of every model's scores over the same pairs, so that before and after can be compared.
 
     Positives are the judged ones; negatives are what either model ranks best without being one, as many a query, a
-    model, as it has positives.
+    model, as it has positives. None where every passage of the corpus is a positive.
     """
     rows = {query_id: row for row, query_id in enumerate(_all_ids(evaluation))}
     pairs: dict[str, list[tuple[int, str]]] = {"positives": [], "negatives": []}
@@ -167,6 +166,9 @@ def _similarities(evaluation: Evaluation, judged: dict[str, Judged]) -> dict[str
             others.update([i for i, _ in model.rankings[query_id] if i not in own][: len(own)])
         pairs["positives"] += [(rows[query_id], passage_id) for passage_id in own]
         pairs["negatives"] += [(rows[query_id], passage_id) for passage_id in sorted(others)]
+
+    if not pairs["negatives"]:
+        return None
 
     def scores(model: Judged, kind: str) -> NDArray[np.float32]:
         queries = model.queries.take(np.array([row for row, _ in pairs[kind]]))
@@ -211,7 +213,8 @@ def _write(config: EvaluateConfig, evaluation: Evaluation, judged: dict[str, Jud
         lines = _per_query(evaluation, judged, base, tuned)
         write_atomic(folder / "per_query.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
     similarities = _similarities(evaluation, judged)
-    write_atomic(folder / "similarities.json", json.dumps(similarities).encode())
+    if similarities is not None:
+        write_atomic(folder / "similarities.json", json.dumps(similarities).encode())
     write_atomic(folder / "metrics.json", json.dumps(metrics, indent=1).encode())
 
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from rayembed import __version__
 from rayembed.config import Experiment
 from rayembed.config.jobs import ExportConfig
+from rayembed.config.uris import public_name
 from rayembed.data.storage import write_atomic
-from rayembed.jobs.folders import written_once
+from rayembed.jobs.folders import RECORD, written_once
 from rayembed.models.encoding import DTYPES
 from rayembed.models.export import max_seq_length, prompt_suffix, prompts
 from rayembed.models.families import FAMILIES
@@ -53,14 +54,14 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
         raise ValueError(f"{model} is not there; run `rayembed train` first")
     cosine = check_vectors(model, out / "train", LEAST_COSINE)
     logger.info("export: %s gives the vectors of training, least cosine %.6f", model, cosine)
+    write_atomic(model / "README.md", card(experiment, out, cosine).encode())
     for name in config.formats:
 
         def write(folder: Path, name: str = name) -> None:
-            _write_format(model, folder, DTYPES[name])
+            _write_format(model, folder, DTYPES[name], trust_remote_code=experiment.model.trust_remote_code)
             check_vectors(folder, out / "train", LEAST_COSINE_HALF)
 
-        written_once(out / f"model-{name}", {"weights": _weights(model)}, write, overwrite=overwrite)
-    write_atomic(model / "README.md", card(experiment, out, cosine).encode())
+        written_once(out / f"model-{name}", {"weights": weights_fingerprint(str(model))}, write, overwrite=overwrite)
     return model
 
 
@@ -96,31 +97,29 @@ def sentence_transformers_vectors(folder: Path, texts: list[str]) -> NDArray[np.
     return vectors
 
 
-def _weights(model: Path) -> str:
-    """Of the weights alone: the card is written into the folder later."""
-    return weights_fingerprint(str(model))
-
-
-def _write_format(model: Path, folder: Path, dtype: torch.dtype) -> None:
+def _write_format(model: Path, folder: Path, dtype: torch.dtype, *, trust_remote_code: bool) -> None:
     import shutil
 
     from transformers import AutoModel
 
     for path in sorted(model.iterdir()):
         if path.suffix != ".safetensors":
-            (shutil.copytree if path.is_dir() else shutil.copy2)(path, folder / path.name)
-    AutoModel.from_pretrained(str(model), dtype=dtype).save_pretrained(folder)
+            if path.is_dir():
+                shutil.copytree(path, folder / path.name, dirs_exist_ok=True)  # a killed run left some
+            else:
+                shutil.copy2(path, folder / path.name)
+    weights = AutoModel.from_pretrained(str(model), dtype=dtype, trust_remote_code=trust_remote_code)
+    weights.save_pretrained(folder)
 
 
 def card(experiment: Experiment, out: Path, cosine: float) -> str:
     """The model card: what it is, what it was trained on and how, what was measured."""
-    metrics_file = out / "evaluate" / "metrics.json"
-    metrics: dict[str, Any] = json.loads(metrics_file.read_text()) if metrics_file.exists() else {}
     steps = (out / "train" / "metrics.jsonl").read_text().splitlines()
-    template = Environment(
+    environment = Environment(
         loader=PackageLoader("rayembed.models", "templates"), autoescape=False, trim_blocks=True, lstrip_blocks=True
-    ).get_template("card.md.j2")
-    return template.render(
+    )
+    environment.filters["public_name"] = public_name
+    return environment.get_template("card.md.j2").render(
         name=out.name,
         version=__version__,
         experiment=experiment,
@@ -130,8 +129,21 @@ def card(experiment: Experiment, out: Path, cosine: float) -> str:
         max_seq_length=max_seq_length(experiment),
         flag_poolings=FLAG_POOLINGS,
         flag_model_class=FAMILIES[experiment.model.family].flag_model_class,
-        metrics=metrics,
+        metrics=_metrics(out),
         steps=len(steps),
         last=json.loads(steps[-1]) if steps else {},
         cosine=cosine,
     )
+
+
+def _metrics(out: Path) -> dict[str, Any]:
+    """What evaluate measured, if it was on these very weights."""
+    folder = out / "evaluate"
+    if not (folder / RECORD).is_file():
+        return {}
+    judged = json.loads((folder / RECORD).read_text())["weights"].get("tuned")
+    if judged != weights_fingerprint(str(out / "model")):
+        logger.warning("export: %s is of other weights; `rayembed evaluate --overwrite` measures these", folder)
+        return {}
+    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    return metrics

@@ -3,13 +3,16 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rayembed.config import Experiment
+from rayembed.config.loading import dump
 from rayembed.data.storage import publish_folder, working_folder, write_atomic
 
 RECORD = "job.json"
+LAYOUT = "units"
 Reads = dict[str, Any]
 logger = logging.getLogger(__name__)
 
@@ -18,7 +21,15 @@ class ChangedError(ValueError):
     """A folder was made from something else than what is asked for now."""
 
 
-def written_once(final: Path, reads: Reads, write: Callable[[Path], None], *, overwrite: bool) -> Path:
+def written_once(
+    final: Path,
+    reads: Reads,
+    write: Callable[[Path], None],
+    *,
+    overwrite: bool,
+    experiment: Experiment | None = None,
+    layout: Sequence[int] = (),
+) -> Path:
     """Runs `write` on a working folder and gives it its final name, unless it is there already.
 
     Args:
@@ -26,6 +37,9 @@ def written_once(final: Path, reads: Reads, write: Callable[[Path], None], *, ov
         reads: what the result depends on, as JSON: settings, fingerprints of weights and data.
         write: fills the folder; finds what an interrupted run of the same job left.
         overwrite: remove what was made from something else.
+        experiment: written out as config.yaml beside `final` when the job has something to do. None: not written.
+        layout: how the work is cut into units. An unfinished folder of another one cannot be gone on with and is begun
+            anew; a finished one is the same.
 
     Returns:
         `final`.
@@ -44,8 +58,14 @@ def written_once(final: Path, reads: Reads, write: Callable[[Path], None], *, ov
     if final.exists():
         logger.info("%s: up to date, nothing to do", final)
         return final
+    record = {**reads, LAYOUT: list(layout)}
+    if working.exists() and json.loads((working / RECORD).read_text()).get(LAYOUT) != record[LAYOUT]:
+        logger.info("%s: the units of the unfinished run were cut otherwise; it is begun anew", final)
+        shutil.rmtree(working)
     working.mkdir(parents=True, exist_ok=True)
-    write_atomic(working / RECORD, json.dumps(reads, indent=1, sort_keys=True).encode())
+    if experiment is not None:
+        write_atomic(final.parent / "config.yaml", dump(experiment).encode())
+    write_atomic(working / RECORD, json.dumps(record, indent=1, sort_keys=True).encode())
     write(working)
     publish_folder(final)
     return final
@@ -57,6 +77,7 @@ def changes(folder: Path, reads: Reads) -> list[str]:
     if not path.is_file():
         return [f"{folder} has no {RECORD}"]
     was, now = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(reads)))
+    was.pop(LAYOUT, None)
     return [
         f"{key}: was {was.get(key, 'absent')}, is {now.get(key, 'absent')}"
         for key in sorted(was.keys() | now.keys())

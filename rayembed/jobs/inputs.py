@@ -4,10 +4,12 @@ from pathlib import Path
 
 from rayembed.config import Experiment
 from rayembed.config.deepspeed import deepspeed_settings
+from rayembed.config.uris import public_name
 from rayembed.data.plan import BatchPlan
 from rayembed.data.prepare import prepare, prepare_rows
 from rayembed.data.problems import Report
 from rayembed.data.store import Store
+from rayembed.training.objective import negatives_per_query
 
 
 def training_rows(experiment: Experiment, *, after: tuple[str, ...]) -> tuple[Store, str]:
@@ -40,7 +42,7 @@ def training_rows(experiment: Experiment, *, after: tuple[str, ...]) -> tuple[St
     prepared.report.raise_if_errors()
     if prepared.rows is None:
         raise ValueError("there are no training rows; set data.train to files, folders or globs")
-    return prepared.rows, ", ".join(experiment.data.train)
+    return prepared.rows, ", ".join(map(public_name, experiment.data.train))
 
 
 def planned_rows(experiment: Experiment, *, after: tuple[str, ...]) -> tuple[Store, str]:
@@ -67,18 +69,30 @@ def check_rows(experiment: Experiment, rows: Store, *, coming: tuple[str, ...] =
     assert config is not None
     BatchPlan(rows.num_rows, experiment.global_batch_size(), experiment.seed)
     deepspeed_settings(experiment)
-    if config.no_in_batch_neg and group == 1:
+    negatives = negatives_per_query(
+        config,
+        global_batch_size=experiment.global_batch_size(),
+        num_workers=experiment.ray.num_workers,
+        group_size=group,
+    )
+    if negatives == 0:
         raise ValueError(
-            "train.no_in_batch_neg with data.train_group_size 1 leaves no negative at all: the loss would be 0"
+            "these settings leave no negative at all, and the loss would be 0: raise data.train_group_size or "
+            "train.per_device_train_batch_size, or set train.no_in_batch_neg: false"
         )
+    if config.knowledge_distillation and group == 1:
+        raise ValueError("train.knowledge_distillation needs passages to compare; set data.train_group_size above 1")
     for part in rows.iter_parts(["query", "neg", "pos_scores", "neg_scores"]):
         for row in part.to_pylist():
             if group > 1 and not row["neg"] and "mine" not in coming:
+                advice = (
+                    "add a section mine" if experiment.mine is None else "mine found none: widen its range or corpus"
+                )
                 raise ValueError(
                     f"data.train_group_size is {group}, but the row of query {row['query'][:80]!r} has no negatives; "
-                    "add a section mine, or set data.train_group_size: 1 (in-batch negatives alone)"
+                    f"{advice}, or set data.train_group_size: 1 (in-batch negatives alone)"
                 )
-            scored = row["pos_scores"] is not None and row["neg_scores"] is not None
+            scored = row["pos_scores"] is not None and row["neg_scores"] is not None and "mine" not in coming
             if config.knowledge_distillation and not scored and "score" not in coming:
                 raise ValueError(
                     f"train.knowledge_distillation is true, but the row of query {row['query'][:80]!r} has no teacher "

@@ -5,6 +5,7 @@ seed, model, corpus and rows alone: the draws of a query are seeded by its id.
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,6 +17,7 @@ import numpy as np
 from rayembed.config import Experiment
 from rayembed.config.jobs import MineConfig
 from rayembed.data.prepare import Prepared, prepare
+from rayembed.data.repeated_queries import RepeatedQueries
 from rayembed.data.storage import write_atomic
 from rayembed.data.store import Store
 from rayembed.jobs import estimates
@@ -24,12 +26,18 @@ from rayembed.jobs.ranking import ShardTops, search_shards
 from rayembed.jobs.session import ray_session
 from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.units import Unit, Work, run_units
-from rayembed.jobs.vectors import encode_store
+from rayembed.jobs.vectors import encode_store, encoding_reads
+from rayembed.mining.audit import example, example_rows, histograms, summed
 from rayembed.mining.filters import Candidate, Query, same_text
 from rayembed.mining.selection import query_seed, select
-from rayembed.models.loading import pooling_of, weights_fingerprint
+from rayembed.search.merge import Top
 
+logger = logging.getLogger(__name__)
 KEPT = ("query_id", "query", "prompt", "pos", "pos_ids", "dataset", "type")  # of a row, as it was
+COUNTED = (
+    *("negatives", "filled_up", "short_by", "queries_short"),
+    *("given_negatives_replaced", "positives", "positives_ranked"),
+)
 
 
 def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
@@ -40,7 +48,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
         overwrite: replace a folder that was mined from something else.
 
     Returns:
-        OUTPUT_DIR/mine: part-*.jsonl in the training format, and stats.json.
+        OUTPUT_DIR/mine: part-*.jsonl in the training format, stats.json, and audit.html to look at.
 
     Raises:
         ValueError: the data have errors, or the folder was mined from something else.
@@ -53,7 +61,9 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
         with ray_session(experiment.ray):
             _mine(experiment, config, prepared, folder)
 
-    return written_once(final, _reads(experiment, config, prepared), write, overwrite=overwrite)
+    assert prepared.rows is not None
+    reads = _reads(experiment, config, prepared)
+    return written_once(final, reads, write, overwrite=overwrite, experiment=experiment, layout=prepared.rows.layout)
 
 
 def plan(experiment: Experiment) -> str:
@@ -86,15 +96,12 @@ def _data(experiment: Experiment) -> Prepared:
 def _reads(experiment: Experiment, config: MineConfig, prepared: Prepared) -> Reads:
     assert prepared.rows is not None
     assert prepared.corpus is not None
-    model = {key: value for key, value in asdict(experiment.model).items() if key not in ("name_or_path", "dropout")}
+    elsewhere = ("model", "use_gpu_for_searching")  # the model by its weights; where it is searched changes nothing
     return {
         "rows": prepared.rows.fingerprint,
         "corpus": prepared.corpus.fingerprint,
-        "weights": weights_fingerprint(config.model or experiment.model.name_or_path),
-        "model": {**model, "pooling": pooling_of(experiment.model)},
-        "max_len": [experiment.max_len("query"), experiment.max_len("passage")],
-        "dtype": experiment.encode.dtype,
-        "mine": asdict(config),
+        **encoding_reads(experiment, config.model or experiment.model.name_or_path),
+        "mine": {key: value for key, value in asdict(config).items() if key not in elsewhere},
         "seed": experiment.seed,
     }
 
@@ -105,7 +112,7 @@ def _mine(experiment: Experiment, config: MineConfig, prepared: Prepared, folder
     assert corpus is not None
     queries = encode_store(experiment, rows, "query", model=config.model)
     passages = encode_store(experiment, corpus, "passage", model=config.model)
-    last = int(config.range_for_sampling.split("-")[1])
+    _, last = _window(config)
     tops = search_shards(experiment, queries, passages, last, use_gpu=config.use_gpu_for_searching)
     units = [Unit(f"part-{i:05d}", part.num_rows, {"part": i}) for i, part in enumerate(rows.parts)]
     work = Work(
@@ -123,12 +130,15 @@ def _mine(experiment: Experiment, config: MineConfig, prepared: Prepared, folder
     counts = run_units(units, work, experiment.ray, use_gpu=False)
     stats = _stats(counts, rows, corpus, config)
     write_atomic(folder / "stats.json", json.dumps(stats, indent=1).encode())
+    if stats["given_negatives_replaced"]:
+        logger.warning(
+            "mine: %d negatives that the rows brought are replaced by mined ones", stats["given_negatives_replaced"]
+        )
+    _write_audit(folder / "audit.html", experiment, config, stats, counts)
 
 
 def _stats(counts: Sequence[dict[str, Any]], rows: Store, corpus: Store, config: MineConfig) -> dict[str, Any]:
-    totals = {
-        key: sum(count[key] for count in counts) for key in ("negatives", "filled_up", "short_by", "queries_short")
-    }
+    totals = {key: sum(count[key] for count in counts) for key in COUNTED}
     dropped: Counter[str] = Counter()
     for count in counts:
         dropped.update(count["dropped"])
@@ -141,6 +151,27 @@ def _stats(counts: Sequence[dict[str, Any]], rows: Store, corpus: Store, config:
     }
 
 
+def _write_audit(
+    path: Path, experiment: Experiment, config: MineConfig, stats: dict[str, Any], counts: Sequence[dict[str, Any]]
+) -> None:
+    from rayembed.report import audit_page  # workers import this module too, and have no use for plots
+
+    first, last = _window(config)
+    page = audit_page(
+        f"{Path(experiment.output_dir).name}: mined negatives",
+        stats,
+        summed([count["histograms"] for count in counts]),
+        [shown for count in counts for shown in count["examples"]],
+        window=(first, last),
+    )
+    write_atomic(path, page.encode())
+
+
+def _window(config: MineConfig) -> tuple[int, int]:
+    first, last = map(int, config.range_for_sampling.split("-"))
+    return first, last
+
+
 class SelectWorker:
     """Merges the shards' rankings for a block of training rows and writes the rows with their negatives."""
 
@@ -149,32 +180,54 @@ class SelectWorker:
         self._config = _section(self._experiment)
         self._rows, self._corpus = Store.open(Path(rows)), Store.open(Path(corpus))
         self._tops = ShardTops(Path(tops), self._corpus)
+        self._repeated = RepeatedQueries(self._rows, same_text)
+        self._shown = example_rows(self._rows.num_rows, self._experiment.seed)
 
     def __call__(self, spec: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
         """Writes one part."""
         part = self._rows.parts[spec["part"]]
         table = self._rows.read_part(spec["part"]).to_pylist()
-        first, last = map(int, self._config.range_for_sampling.split("-"))
+        first, last = _window(self._config)
         merged = self._tops.merged(part.first_row, part.first_row + part.num_rows, last)
-        lines, dropped = [], Counter[str]()
-        counts = {"negatives": 0, "filled_up": 0, "short_by": 0, "queries_short": 0}
-        for row, (scores, found) in zip(table, merged, strict=True):
-            candidates = self._candidates(found[first:last], scores[first:last], first)
+        lines, dropped, chosen, examples = [], Counter[str](), list[Candidate](), []
+        counts = dict.fromkeys(COUNTED, 0)
+        known = self._repeated.with_positives_of_all(table)
+        for i, (row, (scores, found)) in enumerate(zip(known, merged, strict=True)):
             selection = select(
                 _query(row),
-                candidates,
+                self._candidates(found[first:last], scores[first:last], first),
                 number=self._config.negative_number,
                 seed=query_seed(self._experiment.seed, row["query_id"]),
                 draw=self._draw if self._config.fill_up else None,
             )
-            lines.append(json.dumps(_mined(row, selection.negatives), ensure_ascii=False))
+            lines.append(json.dumps(_mined(table[i], selection.negatives), ensure_ascii=False))
+            if part.first_row + i in self._shown:
+                examples.append(example(row["query"], table[i]["pos"], selection.negatives))
+            chosen += selection.negatives
             dropped.update(selection.dropped)
-            counts["negatives"] += len(selection.negatives)
             counts["filled_up"] += selection.filled_up
             counts["short_by"] += selection.short_by
             counts["queries_short"] += selection.short_by > 0
+        scored = self._positive_scores(table, merged)
+        counts |= {
+            "negatives": len(chosen),
+            "given_negatives_replaced": sum(len(row["neg"]) for row in table),
+            "positives": sum(len(row["pos"]) for row in table),
+            "positives_ranked": len(scored),
+        }
         write_atomic(folder / f"{name}.jsonl", ("\n".join(lines) + "\n").encode())
-        return {**counts, "dropped": dropped}
+        shape = histograms(chosen, scored, first_rank=first, last_rank=last)
+        return {**counts, "dropped": dropped, "histograms": shape, "examples": examples}
+
+    def _positive_scores(self, table: list[dict[str, Any]], merged: list[Top]) -> list[float]:
+        """Scores of the positives that are among the ranked passages, found by id; others have no known score."""
+        ids = [(i, name) for i, row in enumerate(table) for name in row["pos_ids"] or ()]
+        numbers = self._corpus.find_ids([name for _, name in ids])
+        return [
+            float(score)
+            for (i, _), number in zip(ids, numbers, strict=True)
+            for score in merged[i][0][merged[i][1] == number]
+        ]
 
     def _candidates(self, rows: Any, scores: Any, first_rank: int) -> list[Candidate]:  # noqa: ANN401
         passages = self._corpus.take(np.asarray(rows, np.int64)).to_pylist()
@@ -189,6 +242,7 @@ class SelectWorker:
 
 
 def _query(row: dict[str, Any]) -> Query:
+    """What filters may know of a row that has the positives of all rows with its query."""
     return Query(
         row["query"],
         frozenset(row["pos_ids"] or ()),

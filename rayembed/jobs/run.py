@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rayembed.config import Experiment
-from rayembed.config.loading import dump
-from rayembed.data.storage import write_atomic
 from rayembed.jobs import check, evaluate, export, harvest, mine, score, train
 from rayembed.jobs.session import shared_session
 from rayembed.report import build_report
@@ -32,7 +30,6 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     """
     out = Path(experiment.output_dir)
     start = time.monotonic()
-    write_atomic(out / "config.yaml", dump(experiment).encode())
     jobs = _jobs(experiment)
     if "harvest" in jobs:
         _timed("harvest", lambda: harvest.run(experiment, overwrite=overwrite))

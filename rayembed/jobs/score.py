@@ -7,6 +7,7 @@ passage once, and a score is an inner product.
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,17 @@ from numpy.typing import NDArray
 
 from rayembed.config import Experiment
 from rayembed.config.jobs import ScoreConfig
+from rayembed.config.model import ModelConfig
 from rayembed.data.storage import fingerprint, write_atomic
-from rayembed.data.store import PASSAGES, Store, StoreWriter, hash_text
+from rayembed.data.store import PASSAGES, SeenHashes, Store, StoreWriter, hash_text, hash_texts
 from rayembed.jobs.folders import Reads, state, written_once
 from rayembed.jobs.inputs import planned_rows, training_rows
 from rayembed.jobs.session import ray_session
 from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.units import Unit, Work, run_units
-from rayembed.jobs.vectors import Vectors, encode_store
+from rayembed.jobs.vectors import Vectors, encode_store, encoding_reads
 from rayembed.models.encoding import Reranker, resolve_dtype, resolve_tokens_per_batch
-from rayembed.models.loading import is_reranker, weights_fingerprint
+from rayembed.models.loading import check_length, is_reranker, weights_fingerprint
 
 
 def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
@@ -46,7 +48,8 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
             _score(experiment, config, rows, folder)
 
     final = Path(experiment.output_dir) / "score"
-    return written_once(final, _reads(experiment, config, rows), write, overwrite=overwrite)
+    reads = _reads(experiment, config, rows)
+    return written_once(final, reads, write, overwrite=overwrite, experiment=experiment, layout=rows.layout)
 
 
 def plan(experiment: Experiment) -> str:
@@ -71,22 +74,35 @@ def _kind(config: ScoreConfig) -> str:
 
 
 def _reads(experiment: Experiment, config: ScoreConfig, rows: Store) -> Reads:
-    return {
-        "rows": rows.fingerprint,
-        "weights": weights_fingerprint(config.model),
-        "kind": _kind(config),
-        "max_len": config.max_len,
-        "dtype": experiment.encode.dtype,
-    }
+    kind = _kind(config)
+    reads = {"rows": rows.fingerprint, "kind": kind, "max_len": config.max_len, "dtype": experiment.encode.dtype}
+    if kind == "reranker":
+        return {**reads, "weights": weights_fingerprint(config.model)}
+    return {**reads, "teacher": encoding_reads(_teacher(experiment, config))}
+
+
+def _teacher(experiment: Experiment, config: ScoreConfig) -> Experiment:
+    """The experiment with the embedder that teaches in the place of the model: its weights, pooling and prompts."""
+    model = ModelConfig(
+        name_or_path=config.model,
+        pooling=config.pooling,
+        query_instruction_for_retrieval=config.query_instruction_for_retrieval,
+        passage_instruction_for_retrieval=config.passage_instruction_for_retrieval,
+        trust_remote_code=config.trust_remote_code,
+    )
+    return replace(experiment, model=model, train=None)
 
 
 def _score(experiment: Experiment, config: ScoreConfig, rows: Store, folder: Path) -> None:
     kind = _kind(config)
+    if kind == "reranker":
+        check_length(config.model, config.max_len, "score.max_len", trust_remote_code=config.trust_remote_code)
     arguments: dict[str, Any] = {"experiment": shipped(experiment), "rows": str(rows.folder)}
     if kind == "embedder":
         passages = _unique_passages(experiment, rows)
-        query_vectors = encode_store(experiment, rows, "query", model=config.model)
-        passage_vectors = encode_store(experiment, passages, "passage", model=config.model, max_len=config.max_len)
+        teacher = _teacher(experiment, config)
+        query_vectors = encode_store(teacher, rows, "query")
+        passage_vectors = encode_store(teacher, passages, "passage", max_len=config.max_len)
         arguments |= {
             "queries": str(query_vectors.folder),
             "passages": [str(passage_vectors.folder), str(passages.folder)],
@@ -127,14 +143,12 @@ def _unique_passages(experiment: Experiment, rows: Store) -> Store:
     if folder.exists():
         return Store.open(folder)
     writer = StoreWriter(folder, PASSAGES, experiment.encode.passages_per_unit)
-    seen: set[int] = set()
+    seen = SeenHashes()
     for table in rows.iter_parts(["pos", "neg"]):
-        for row in table.to_pylist():
-            for text in _texts(row):
-                key = hash_text(text)
-                if key not in seen:
-                    seen.add(key)
-                    writer.add({"id": _passage_id(text), "text": text})
+        texts = [text for row in table.to_pylist() for text in _texts(row)]
+        for text, met in zip(texts, seen.add(hash_texts(texts)), strict=True):
+            if not met:
+                writer.add({"id": _passage_id(text), "text": text})
     return writer.finish()
 
 

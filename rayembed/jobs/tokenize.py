@@ -12,7 +12,7 @@ from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.units import Unit, Work, run_units
 from rayembed.models.encoding import tokenize
 from rayembed.models.families import FAMILIES
-from rayembed.models.loading import load_tokenizer, tokenizer_fingerprint
+from rayembed.models.loading import check_length, load_tokenizer, tokenizer_fingerprint
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,10 @@ class Tokenized:
 def tokenize_rows(experiment: Experiment, rows: Store) -> Tokenized:
     """Tokenises what is not in the cache."""
     model, data = experiment.model, experiment.data
+    for side, length in (("query", data.query_max_len), ("passage", data.passage_max_len)):
+        check_length(model.name_or_path, length, f"data.{side}_max_len", trust_remote_code=model.trust_remote_code)
     depends_on = {
-        "rows": [rows.fingerprint, [part.num_rows for part in rows.parts]],
+        "rows": [rows.fingerprint, rows.layout],
         "tokenizer": tokenizer_fingerprint(model.name_or_path),
         "prompts": [
             model.query_instruction_for_retrieval,

@@ -15,6 +15,7 @@ from rayembed.config import Experiment
 from rayembed.config.deepspeed import deepspeed_settings
 from rayembed.config.train import TrainConfig
 from rayembed.data.plan import BatchPlan, total_batches
+from rayembed.data.storage import working_folder
 from rayembed.data.store import Store
 from rayembed.jobs import estimates
 from rayembed.jobs.folders import Reads, state, written_once
@@ -55,7 +56,9 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
         with ray_session(experiment.ray):
             _fit(experiment, tokenize_rows(experiment, rows), rows, folder)
 
-    return written_once(final, _reads(experiment, rows), write, overwrite=overwrite)
+    if final.exists() and not (final.parent / "model").is_dir():
+        final.rename(working_folder(final))  # the model was removed: its last steps are done again from a checkpoint
+    return written_once(final, _reads(experiment, rows), write, overwrite=overwrite, experiment=experiment)
 
 
 def plan(experiment: Experiment) -> str:
@@ -92,7 +95,7 @@ def _section(experiment: Experiment) -> TrainConfig:
 
 def _reads(experiment: Experiment, rows: Store) -> Reads:
     config = _section(experiment)
-    not_the_result = {"save_steps", "save_total_limit", "logging_steps"}
+    not_the_result = {"save_steps", "save_total_limit", "logging_steps", "deepspeed"}
     data = asdict(experiment.data)
     return {
         "rows": rows.fingerprint,

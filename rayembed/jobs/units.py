@@ -139,10 +139,12 @@ def _raise_if_failed(pending: Sequence[Unit], work: Work, errors: dict[str, str]
     missing = [unit for unit in pending if not _done_file(work.folder, unit.name).exists()]
     if not missing:
         return
-    lines = [
-        f"  {unit.name} ({unit.size} {work.counted}): {errors.get(unit.name, 'was lost (see the logs of Ray)')}"
-        for unit in missing[:5]
-    ]
+    lines: list[str] = []
+    told: set[str] = set()
+    for unit in missing[:5]:
+        error = errors.get(unit.name, "was lost (see the logs of Ray)")
+        lines.append(f"  {unit.name} ({unit.size} {work.counted}): {'the same' if error in told else error}")
+        told.add(error)
     more = f"\n  and {len(missing) - 5} more" if len(missing) > 5 else ""
     raise UnitError(
         f"{work.what}: {len(missing)} of {len(pending)} units failed, the others are kept in {work.folder}:\n"

@@ -19,7 +19,15 @@ from rayembed.jobs.shipping import absolute, received, shipped
 from rayembed.jobs.units import Unit, Work, run_units
 from rayembed.models.encoding import encode, resolve_dtype, resolve_tokens_per_batch
 from rayembed.models.families import FAMILIES
-from rayembed.models.loading import load_embedder, load_tokenizer, weights_fingerprint
+from rayembed.models.loading import check_length, load_embedder, load_tokenizer, pooling_of, weights_fingerprint
+
+PROMPTS = (  # settings of the model that its vectors depend on
+    "normalize_embeddings",
+    "query_instruction_for_retrieval",
+    "query_instruction_format",
+    "passage_instruction_for_retrieval",
+    "passage_instruction_format",
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,18 @@ class Vectors:
         return taken
 
 
+def encoding_reads(experiment: Experiment, *names: str) -> dict[str, Any]:
+    """What vectors depend on beside the texts, for the record of a job: weights, prompts, lengths, dtype."""
+    settings = asdict(experiment.model)
+    return {
+        "weights": [weights_fingerprint(name) for name in names or (experiment.model.name_or_path,)],
+        "pooling": pooling_of(experiment.model),
+        "model": {key: settings[key] for key in PROMPTS},
+        "max_len": [experiment.max_len("query"), experiment.max_len("passage")],
+        "dtype": experiment.encode.dtype,
+    }
+
+
 def encode_store(
     experiment: Experiment, store: Store, side: str, *, model: str | None = None, max_len: int | None = None
 ) -> Vectors:
@@ -66,11 +86,12 @@ def encode_store(
     """
     name = absolute(model or experiment.model.name_or_path)
     length = max_len or experiment.max_len(side)
+    check_length(name, length, f"{side}_max_len", trust_remote_code=experiment.model.trust_remote_code)
     settings = asdict(experiment.model)
     depends_on = {
-        "texts": [_texts_fingerprint(store), [part.num_rows for part in store.parts]],
+        "texts": [_texts_fingerprint(store), store.layout],
         "weights": weights_fingerprint(name),
-        "model": {key: value for key, value in settings.items() if key not in ("name_or_path", "dropout")},
+        "model": {key: settings[key] for key in ("pooling", *PROMPTS)},
         "side": side,
         "max_len": length,
         "dtype": [experiment.encode.dtype, experiment.ray.use_gpu],

@@ -16,11 +16,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Query:
-    """What filters may know of the query."""
+    """What filters may know of the query; positives are those of all rows with its text."""
 
     text: str
     positive_ids: frozenset[str]
+
     positive_texts: frozenset[str]
+    """As `same_text` gives them."""
 
 
 @dataclass
@@ -45,6 +47,12 @@ def positive_text(query: Query, candidate: Candidate, seen: Seen) -> bool:
     return same_text(candidate.text) in query.positive_texts
 
 
+def positive_after_title(query: Query, candidate: Candidate, seen: Seen) -> bool:
+    """Ends with one of the query's positives: corpora hold "title text" where rows may hold the bare text."""
+    text = same_text(candidate.text)
+    return any(text.endswith(f" {positive}") for positive in query.positive_texts)
+
+
 def query_text(query: Query, candidate: Candidate, seen: Seen) -> bool:
     """Is the query itself."""
     return same_text(candidate.text) == same_text(query.text)
@@ -58,6 +66,7 @@ def repeated_text(query: Query, candidate: Candidate, seen: Seen) -> bool:
 FILTERS: dict[str, Callable[[Query, Candidate, Seen], bool]] = {
     "positive_id": positive_id,
     "positive_text": positive_text,
+    "positive_after_title": positive_after_title,
     "query_text": query_text,
     "repeated_text": repeated_text,
 }

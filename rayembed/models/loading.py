@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
 
 from rayembed.config.model import ModelConfig
 from rayembed.models.embedder import Embedder
 from rayembed.models.families import FAMILIES
 
 PACKAGE = "package://"
+COUNTED_FROM_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl")  # positions begin after it
 POOLING_FLAGS = {  # of 1_Pooling/config.json
     "cls": "pooling_mode_cls_token",
     "mean": "pooling_mode_mean_tokens",
@@ -73,13 +75,65 @@ def pooling_of(config: ModelConfig) -> str:
 
 
 def _stored_pooling(name_or_path: str) -> str | None:
-    file = Path(resolve(name_or_path)) / "1_Pooling" / "config.json"
-    if not file.is_file():
+    """What the checkpoint's sentence-transformers files say, also of a hub id; None where it has none.
+
+    Raises:
+        ValueError: they ask for what cannot be done here: another pooling, or further modules.
+    """
+    modules = _stored(name_or_path, "modules.json")
+    kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules or ()]
+    unknown = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
+    if unknown:
+        raise ValueError(
+            f"{name_or_path}: its modules.json lists {', '.join(unknown)}, which would be left out; set model.pooling "
+            "to use its backbone alone"
+        )
+    stored = _stored(name_or_path, "1_Pooling/config.json")
+    if stored is None:
         return None
-    stored = json.loads(file.read_text())
     if stored.get("pooling_mode") in ("cls", "mean", "lasttoken"):  # sentence-transformers 6 writes one word
         return str(stored["pooling_mode"]).replace("lasttoken", "last_token")
-    return next((name for name, flag in POOLING_FLAGS.items() if stored.get(flag)), None)
+    found = next((name for name, flag in POOLING_FLAGS.items() if stored.get(flag)), None)
+    if found is None:
+        raise ValueError(
+            f"{name_or_path}: its 1_Pooling/config.json asks for a pooling unknown here; set model.pooling"
+        )
+    return found
+
+
+def _stored(name_or_path: str, file: str) -> Any:  # noqa: ANN401 - JSON
+    """A JSON file of the checkpoint, local or on the hub; None where there is none."""
+    path = _hub_file(resolve(name_or_path), file)
+    return None if path is None else json.loads(path.read_text())
+
+
+def _hub_file(name_or_path: str, file: str) -> Path | None:
+    path = cached_file(
+        name_or_path,
+        file,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return None if path is None else Path(path)
+
+
+def check_length(name_or_path: str, length: int, setting: str, *, trust_remote_code: bool = False) -> None:
+    """Refuses a length that the model has no positions for.
+
+    Raises:
+        ValueError: names the setting and the longest text that the model can read.
+    """
+    settings = load_config(name_or_path, trust_remote_code=trust_remote_code)
+    positions = getattr(settings, "max_position_embeddings", None)
+    if positions is None:
+        return
+    if settings.model_type in COUNTED_FROM_PADDING:
+        positions -= int(settings.pad_token_id) + 1
+    if length > positions:
+        raise ValueError(
+            f"{setting} is {length}, but {name_or_path} reads texts of at most {positions} tokens; lower it"
+        )
 
 
 def load_tokenizer(name_or_path: str, *, padding_side: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -140,12 +194,12 @@ def prepare_for_training(
 
 
 def weights_fingerprint(name_or_path: str) -> str:
-    """16 hex digits that change with any file of the checkpoint that its vectors depend on; for a hub id, the name."""
+    """16 hex digits that change with any file of the checkpoint that vectors depend on; for a hub id, its commit."""
     return _fingerprint(name_or_path, {".safetensors", ".bin", ".json", ".txt", ".model", ".py"})
 
 
 def tokenizer_fingerprint(name_or_path: str) -> str:
-    """16 hex digits that change with the tokenizer's files; for a hub id, the name."""
+    """16 hex digits that change with the tokenizer's files; for a hub id, its commit."""
     return _fingerprint(name_or_path, {".json", ".txt", ".model", ".py"})
 
 
@@ -153,7 +207,9 @@ def _fingerprint(name_or_path: str, suffixes: set[str]) -> str:
     folder = Path(resolve(name_or_path))
     digest = hashlib.sha256()
     if not folder.is_dir():
-        digest.update(name_or_path.encode())
+        path = _hub_file(name_or_path, "config.json")
+        commit = path.parent.name if path else ""  # the hub's cache has a folder a commit
+        digest.update(f"{name_or_path} {commit}".encode())
         return digest.hexdigest()[:16]
     for file in sorted(path for path in folder.rglob("*") if path.suffix in suffixes):
         digest.update(str(file.relative_to(folder)).encode())

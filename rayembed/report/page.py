@@ -4,13 +4,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from rayembed.report import evaluation, reading, wording
+from rayembed.report.rendering import counts_tables, render
 from rayembed.report.training import training_section
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
-Table = tuple[str, list[tuple[str, str]]]
+HARVEST_FILE = "harvest.json"  # in harvest.output, a folder of the user's
 
 
 def build_report(run_folder: Path, title: str) -> Path:
@@ -27,7 +25,7 @@ def build_report(run_folder: Path, title: str) -> Path:
     """
     if not run_folder.is_dir():
         raise ValueError(f"there is no run folder {run_folder}; set output_dir to a folder that a job has written")
-    page = render({"title": title} | _content(run_folder))
+    page = render("report.html.j2", {"title": title} | _content(run_folder))
     path = run_folder / "report.html"
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_text(page, encoding="utf-8")
@@ -35,20 +33,9 @@ def build_report(run_folder: Path, title: str) -> Path:
     return path
 
 
-def render(content: dict[str, Any]) -> str:
-    """The page; every text is escaped, and a name that the template wants and `content` lacks is an error."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(TEMPLATE.name).render(content)
-
-
 def _content(run_folder: Path) -> dict[str, Any]:
     """What the template shows; a section is None, and `absent` has its sentence, where its file is not there."""
+    settings = reading.read_text(run_folder, "config.yaml")
     metrics = reading.read_json(run_folder, "evaluate/metrics.json")
     similarities = reading.read_json(run_folder, "evaluate/similarities.json")
     test = (metrics or {}).get("significance")
@@ -63,25 +50,15 @@ def _content(run_folder: Path) -> dict[str, Any]:
         "similarity_figures": similarities and evaluation.similarity_figures(similarities),
         "similarity_rows": similarities and evaluation.similarity_rows(similarities),
         "examples": evaluation.examples(lambda: reading.read_rows(run_folder, "evaluate/per_query.jsonl")),
-        "harvest": counts_tables(reading.read_json(run_folder, "harvest/stats.json")),
+        "harvest": counts_tables(_harvest(run_folder)),
         "mine": counts_tables(reading.read_json(run_folder, "mine/stats.json")),
         "score": counts_tables(reading.read_json(run_folder, "score/stats.json")),
-        "settings": reading.read_text(run_folder, "config.yaml"),
+        "settings": settings,
     }
 
 
-def counts_tables(stats: dict[str, Any] | None) -> list[Table] | None:
-    """A stats file as tables (title, rows): its plain values first, then one table for each dict in it.
-
-    Returns:
-        None if there is no file. Dicts inside dicts are written as JSON.
-    """
-    if stats is None:
-        return None
-    plain = {key: value for key, value in stats.items() if not isinstance(value, dict)}
-    nested = {key: value for key, value in stats.items() if isinstance(value, dict)}
-    groups = ([("", plain)] if plain else []) + [(wording.title_of(key), group) for key, group in nested.items()]
-    return [
-        (title, [(wording.title_of(key), wording.quantity(value)) for key, value in group.items()])
-        for title, group in groups
-    ]
+def _harvest(run_folder: Path) -> dict[str, Any] | None:
+    """Counts of the harvest whose folder the settings name; None if they name none, or it is not there (any more)."""
+    section = reading.read_settings(run_folder, "config.yaml").get("harvest")
+    counts = reading.read_json(Path(section["output"]), HARVEST_FILE) if section else None
+    return {key: value for key, value in counts.items() if key != "fingerprint"} if counts else None

@@ -6,7 +6,7 @@ by the page's in the SVG text.
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 INK, POSITIVE, NEGATIVE = "#010203", "#010204", "#010205"
+SIDES: dict[str, tuple[str, Any]] = {"negatives": (NEGATIVE, (0, (4, 2))), "positives": (POSITIVE, "solid")}
 PAGE_COLOURS = {INK: "currentColor", POSITIVE: "var(--blue)", NEGATIVE: "var(--orange)"}
 SIZE = (4.4, 2.6)  # inches; small, so that letters stay legible when a phone scales the plot to its width
 STYLE = {
@@ -88,7 +89,7 @@ def similarities(name: str, summary: dict[str, Any], *, x_limits: tuple[float, f
     edges = np.asarray(summary["edges"])
     with _style(name):
         figure, axes = _empty()
-        for side, colour, line in (("negatives", NEGATIVE, (0, (4, 2))), ("positives", POSITIVE, "solid")):
+        for side, (colour, line) in SIDES.items():
             # density, because the bins of the two models differ in width
             density = np.asarray(summary[side]["histogram"]) / np.diff(edges)
             axes.stairs(density, edges, fill=True, color=colour, alpha=0.3, linewidth=0)
@@ -100,6 +101,34 @@ def similarities(name: str, summary: dict[str, Any], *, x_limits: tuple[float, f
         axes.set_ylabel("density of pairs")
         axes.set_xlabel("similarity (upright lines: means)")
         figure.legend(loc="outside upper right", ncols=2, reverse=True)
+        return _svg(figure, name, label)
+
+
+def histogram(
+    name: str, edges: Sequence[float], counts: Mapping[str, Sequence[int]], *, x_label: str, label: str
+) -> Markup:
+    """Shares of negatives, or of negatives and positives, in equal bins.
+
+    Args:
+        name: unique on the page; begins the ids inside the SVG.
+        edges: [B + 1] of the bins, ascending; drawn from the first to the last.
+        counts: [B] of `negatives` and, where there are two, `positives`; each is drawn as shares of its sum.
+        x_label: of the axis.
+        label: what the image shows, for readers who do not see it.
+    """
+    with _style(name):
+        figure, axes = _empty()
+        for side, own in counts.items():
+            colour, line = SIDES[side]
+            shares = np.asarray(own) / max(sum(own), 1)
+            axes.stairs(shares, edges, fill=True, color=colour, alpha=0.3, linewidth=0)
+            axes.stairs(shares, edges, color=colour, linewidth=1.5, linestyle=line, label=side)
+        axes.set_xlim(edges[0], edges[-1])
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("share")
+        axes.set_xlabel(x_label)
+        if len(counts) > 1:
+            figure.legend(loc="outside upper right", ncols=2, reverse=True)
         return _svg(figure, name, label)
 
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 # What the page reads -> the job that writes it.
 JOB_OF = {
     "config.yaml": "run",
@@ -36,6 +38,21 @@ def read_json(run_folder: Path, name: str) -> dict[str, Any] | None:
     """
     text = read_text(run_folder, name)
     return None if text is None else _parse(text, run_folder / name, str(run_folder / name))
+
+
+def read_settings(run_folder: Path, name: str) -> dict[str, Any]:
+    """The sections of a YAML file; none if it is not there.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    try:
+        found = yaml.safe_load(read_text(run_folder, name) or "{}")
+    except yaml.YAMLError as error:
+        raise ValueError(f"{run_folder / name} is not YAML ({error}); delete it and run the job again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{run_folder / name} holds {type(found).__name__}, not settings; delete it and run again")
+    return found
 
 
 def read_rows(run_folder: Path, name: str) -> Iterator[dict[str, Any]]:

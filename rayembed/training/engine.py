@@ -1,5 +1,6 @@
 """The DeepSpeed engine: the only file that imports deepspeed."""
 
+import math
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -51,7 +52,7 @@ class Engine:
             eps=train.adam_epsilon,
             fused=device.type == "cuda" and settings["zero_optimization"]["stage"] == 0,
         )
-        warmup = train.warmup_steps if train.warmup_steps is not None else round(train.warmup_ratio * total_steps)
+        warmup = train.warmup_steps if train.warmup_steps is not None else math.ceil(train.warmup_ratio * total_steps)
         scheduler = get_scheduler(
             train.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps
         )

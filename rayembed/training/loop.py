@@ -226,12 +226,17 @@ def _detail(figures: dict[str, float]) -> str:
 def _finish(experiment: Experiment, worker: Worker, engine: Engine) -> None:
     """Writes the model and, for the check at export, the vectors that its trained weights give here and now."""
     with engine.whole_weights():
-        weights = {name: tensor.detach().float().cpu().clone() for name, tensor in engine.module.state_dict().items()}
+        weights = {}
+        if worker.rank == 0:
+            tensors = engine.module.state_dict().items()
+            weights = {name: tensor.detach().float().cpu().clone() for name, tensor in tensors}
     if worker.rank == 0:
         model = load_embedder(experiment.model)  # a copy of its own: ZeRO 3 must not be run on one worker alone
         model.load_state_dict(weights)
         tokenizer = _tokenizer(experiment)
+        model.to(worker.device)
         vectors: NDArray[np.float32] = probe_vectors(model, tokenizer, worker.probe_texts, experiment)
+        model.cpu()
         save_embedder(model, tokenizer, experiment, worker.model_folder)
         write_probe(worker.train_folder, worker.probe_texts, vectors)
     if dist.is_initialized():

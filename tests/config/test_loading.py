@@ -212,6 +212,17 @@ def test_dump_writes_every_default_and_loads_back_equal(write: Write) -> None:
     assert written["score"] is None
 
 
+def test_dump_leaves_out_keys_of_uris(write: Write) -> None:
+    uri = "s3://KEY:SECRET@bucket/rows.jsonl?region=eu&session_token=SECRET"
+    data = f"data: {{train: ['{uri}', local.jsonl], corpus: '{uri}', evaluation: '{uri}'}}\n"
+    dumped = dump(load(write(MINIMAL + data)))
+    assert "KEY" not in dumped
+    assert "SECRET" not in dumped
+    again = load(write(dumped))
+    assert again.data.train == ["s3://bucket/rows.jsonl?region=eu", "local.jsonl"]
+    assert again.data.evaluation == again.data.corpus[0] == "s3://bucket/rows.jsonl?region=eu"
+
+
 @pytest.mark.parametrize(
     ("key", "meant"),
     [

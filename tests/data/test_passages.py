@@ -49,6 +49,7 @@ def test_forms_of_a_passage(value: dict[str, Any], expected: Row) -> None:
         ({"_id": "1", "title": " ", "text": "\n"}, "text: the text is empty"),
         ({"_id": 1.5, "text": "a"}, "_id: found a number, allowed: a text or a whole number"),
         ({"id": "", "text": "a"}, "id: found an empty text"),
+        ({"id": "\udc00", "text": "a"}, "id: the text holds half a character"),
     ],
 )
 def test_each_error_is_named_by_file_line_and_field(value: dict[str, Any], message: str) -> None:
@@ -67,7 +68,10 @@ def test_queries_keep_their_prompt() -> None:
     assert parse_query(Record("q", 1, {"text": "a"}), report) == {"id": "q" + sha("a"), "text": "a", "prompt": None}
     assert report.errors.total == 0
     assert parse_query(Record("q", 2, {"_id": "1", "text": "", "prompt": 1}), report) is None
-    assert [line.split(": ")[:2] for line in report.errors.lines()] == [["q:2", "text"], ["q:2", "prompt"]]
+    assert parse_query(Record("q", 3, {"text": "a", "prompt": "\ud800"}), report) is None
+    assert [line.split(": ")[:2] for line in report.errors.lines()] == [
+        *(["q:2", "text"], ["q:2", "prompt"], ["q:3", "prompt"])
+    ]
 
 
 def test_repeated_passages_are_dropped_and_counted(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """An experiment's data from files to stores, what is reused, and what is read again."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def test_a_beir_folder_gives_rows_corpus_and_evaluation(tmp_path: Path, folder: 
     rows = contents(prepared.rows)
     assert [(row["query_id"], row["pos_ids"]) for row in rows] == [("q2", ["d0"]), ("q0", ["d1", "d2"]), ("q1", ["d3"])]
     assert rows[1]["pos"] == ["T1 text 1", "T2 text 2"]
-    assert rows[0]["dataset"] == folder
+    assert rows[0]["dataset"] == "beir"
     assert contents(prepared.corpus) == [{"id": f"d{i}", "text": f"T{i} text {i}"} for i in range(7)]
     assert prepared.corpus is not None
     assert [part.num_rows for part in prepared.corpus.parts] == [3, 3, 1]
@@ -122,7 +123,7 @@ def test_sources_keep_their_order_and_files_of_a_folder_are_sorted(tmp_path: Pat
         write_lines(tmp_path / f"{name}.jsonl", [{"query": name, "pos": ["p"]}])
     store = prepare_rows([str(tmp_path / "two"), str(tmp_path / "*.jsonl")], tmp_path / "cache", 4, Report())
     assert [row["query"] for row in contents(store)] == ["two/a", "two/b", "one"]
-    assert [row["dataset"] for row in contents(store)] == [f"{tmp_path}/{n}.jsonl" for n in ("two/a", "two/b", "one")]
+    assert [row["dataset"] for row in contents(store)] == ["a", "b", "one"]
 
 
 def test_output_of_mining_is_read_back(tmp_path: Path) -> None:
@@ -136,16 +137,47 @@ def test_output_of_mining_is_read_back(tmp_path: Path) -> None:
 
 
 def test_reuse_reads_nothing_and_tells_the_same(tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_lines(tmp_path / "t.jsonl", [*ROWS, ROWS[0], {"query": ""}])
+    write_lines(tmp_path / "t.jsonl", [*ROWS, ROWS[0]])
     whole = experiment(tmp_path, train=[f"{tmp_path}/t.jsonl", folder], corpus=[folder], evaluation=folder)
     first = prepare(whole)
     no_reading(monkeypatch)
     second = prepare(whole)
     assert second.report.summary() == first.report.summary()
-    assert second.report.errors.total == 2
+    assert second.report.warnings.counts["duplicate rows"] == 1
     assert first.rows is not None
     assert second.rows is not None
     assert second.rows.fingerprint == first.rows.fingerprint
+
+
+def test_what_had_errors_is_read_again(tmp_path: Path, folder: str) -> None:
+    rows = tmp_path / "t.jsonl"
+    whole = experiment(tmp_path, train=[write_lines(rows, ROWS), folder], corpus=[folder], evaluation=folder)
+    files = {path: path.read_text() for path in (rows, Path(folder) / "corpus.jsonl", Path(folder) / "queries.jsonl")}
+    times = {path: path.stat().st_mtime_ns for path in files}
+    for path, text in files.items():
+        path.write_text("[" + text[1:])
+        os.utime(path, ns=(times[path], times[path]))
+    assert prepare(whole).report.errors.counts["not JSON"] == 3
+    for path, text in files.items():
+        path.write_text(text)
+        os.utime(path, ns=(times[path], times[path]))
+    prepare(whole).report.raise_if_errors()
+
+
+def test_a_dropped_connection_is_no_fact_about_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "t.parquet")
+    whole = experiment(tmp_path, train=[f"{tmp_path}/t.parquet"])
+
+    def drop(*_: object, **__: object) -> None:
+        raise OSError("AWS Error NETWORK_CONNECTION")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pq.ParquetFile, "iter_batches", drop)
+        with pytest.raises(OSError, match=r"t\.parquet: reading failed after row 0 \(AWS Error"):
+            prepare(whole)
+    prepared = prepare(whole)
+    prepared.report.raise_if_errors()
+    assert len(contents(prepared.rows)) == 10
 
 
 @pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl", "qrels/train.tsv", "qrels/test.tsv"])
@@ -224,6 +256,30 @@ def test_errors_of_all_files_are_told_together(tmp_path: Path, folder: str) -> N
 def test_no_rows_is_an_error_that_names_the_setting(tmp_path: Path) -> None:
     prepared = prepare(experiment(tmp_path, train=[write_lines(tmp_path / "t.jsonl", [])]))
     assert list(prepared.report.errors.lines()) == [f"{tmp_path}/t.jsonl: data.train: holds no training row"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("corpus.jsonl", "\n", "corpus.jsonl: no passages in it"),
+        ("queries.jsonl", "", "queries.jsonl: no queries in it"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "qrels/test.tsv: holds no judgement"),
+        ("qrels/test.tsv", "q4\td5\t0\nq3\td6\t-1\n", "qrels/test.tsv: score: no judgement is above 0"),
+    ],
+)
+def test_an_empty_evaluation_is_an_error(tmp_path: Path, folder: str, name: str, text: str, message: str) -> None:
+    (Path(folder) / name).write_text(text)
+    report = prepare(experiment(tmp_path, evaluation=folder)).report
+    assert next(report.errors.lines()).startswith(f"{folder}/{message}")
+
+
+def test_an_empty_corpus_is_an_error_and_an_empty_shard_is_none(tmp_path: Path) -> None:
+    empty, full = write_lines(tmp_path / "c0.jsonl", []), write_lines(tmp_path / "c1.jsonl", [{"text": "a"}])
+    report = prepare(experiment(tmp_path, corpus=[empty])).report
+    assert list(report.errors.lines()) == [f"{empty}: no passages in it"]
+    prepared = prepare(experiment(tmp_path, corpus=[empty, full]))
+    prepared.report.raise_if_errors()
+    assert len(contents(prepared.corpus)) == 1
 
 
 def test_an_evaluation_that_is_no_beir_folder_is_an_error(tmp_path: Path) -> None:

@@ -100,6 +100,10 @@ def test_triplets(negative: str | None) -> None:
         ({"neg_ids": ["1", 2.5]}, "ids are wrong", "neg_ids[1]: found a number"),
         ({"query_id": ""}, "ids are wrong", "query_id: found an empty text"),
         ({"prompt": 3}, "prompt is not text", "prompt: found a number"),
+        ({"prompt": "\ud800"}, "prompt is not text", "prompt: the text holds half a character"),
+        ({"type": "\ud800"}, "type is not text", "type: the text holds half a character"),
+        ({"query_id": "a\ud800"}, "id is not text", "query_id: the text holds half a character"),
+        ({"neg_ids": ["1", "\ud800"]}, "id is not text", "neg_ids[1]: the text holds half a character"),
         ({"type": []}, "type is not text", "type: found a list"),
         ({"dataset": 1}, "dataset is not text", "dataset: found a number"),
         ({"neg": ["no", " yes "]}, "passage is both pos and neg", "neg[1]: 'yes' is also a positive"),
@@ -164,6 +168,23 @@ def test_one_query_id_stands_for_one_query() -> None:
         {"query_id": "1", "query": "b", "pos": ["z"]},
     )
     assert [p.line for p in report.errors.kept["query_id of two queries"]] == [3]
+
+
+def test_a_query_id_need_be_unique_within_a_dataset_alone() -> None:
+    values = [("x", "1", "a"), ("y", "1", "b"), ("y", "1", "b"), ("y", "2", "a"), ("x", "2", "c"), ("y", "1", "d")]
+    report = Report()
+    rows = []
+    for line, (dataset, name, query) in enumerate(values, 1):
+        record = Record("a.jsonl", line, {"dataset": dataset, "query_id": name, "query": query, "pos": ["p"]})
+        rows.append((record, parse_row(record, report) or {}))
+    assert [row["query_id"] for row in survey(rows, report)][:5] == ["1", "y:1", "y:1", "2", "x:2"]
+    assert [p.line for p in report.errors.kept["query_id of two queries"]] == [6]
+    assert [p.line for p in report.warnings.kept["query ids of two datasets, renamed"]] == [2, 3, 5]
+
+
+def test_a_column_name_that_cannot_be_written_is_shown_escaped() -> None:
+    report = surveyed(GOOD | {"\ud800": 1})
+    assert report.summary().encode()
 
 
 def test_rows_without_negatives_scores_or_prompt_are_noted() -> None:

@@ -111,8 +111,7 @@ def test_stamp_changes_with_the_contents(tree: Path) -> None:
 
 def test_keys_of_a_uri_are_not_shown() -> None:
     uri = "s3://key:secret/with/slash@bucket/a/b.jsonl?region=us-east-1"
-    assert storage.public_name(uri) == "s3://bucket/a/b.jsonl"
-    assert storage.public_name("s3://bucket/a:b@c.jsonl") == "s3://bucket/a:b@c.jsonl"
+    assert storage.identity(uri) == "s3://bucket/a/b.jsonl"
     assert storage.join("s3://key:secret@bucket/a/?region=x", "b") == "s3://key:secret@bucket/a/b?region=x"
 
 

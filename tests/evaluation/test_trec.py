@@ -25,14 +25,33 @@ def test_ranks_rule_over_the_order_of_lines(tmp_path: Path) -> None:
     assert read_run(tmp_path / "run") == {"q": [("a", 0.5), ("b", 0.5)]}
 
 
-@pytest.mark.parametrize("bad", ["a b", "", "a\tb", "a\u00a0b", " a"])
-def test_ids_with_whitespace_are_refused_and_leave_the_old_file(tmp_path: Path, bad: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["a b", "a\tb", "a\u00a0b\x1f", " a", "\n", "50%", "a%20b", "a%2520b", "% 20", "%%41", "%4 1", "é%C3 é"]
+)
+def test_ids_with_white_space_and_percent_signs_come_back(tmp_path: Path, name: str) -> None:
+    rankings = {name: [("a", 1.0), (name, 0.5)]}
+    write_run(tmp_path / "run", rankings, tag="base")
+    lines = (tmp_path / "run").read_text().splitlines()
+    assert [len(line.split()) for line in lines] == [6, 6]
+    assert read_run(tmp_path / "run") == rankings
+
+
+def test_white_space_is_written_as_in_urls_and_other_ids_as_they_are(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", {"a b": [("50%/é:+", 1.0), ("100%25", 0.5)]}, tag="base")
+    assert (tmp_path / "run").read_text() == "a%20b Q0 50%/é:+ 1 1.0 base\na%20b Q0 100%2525 2 0.5 base\n"
+
+
+def test_ids_and_tags_that_are_no_word_are_refused_and_leave_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "run"
     write_run(path, RANKINGS, tag="base")
     before = path.read_bytes()
-    for rankings in ({"q": [("a", 1.0), (bad, 0.5)]}, {bad: [("a", 1.0)]}):
+    for rankings, tag in (
+        ({"q": [("", 0.5)]}, "base"),
+        ({"": [("a", 1.0)]}, "base"),
+        ({"q": [("a", 1.0)]}, "the base"),
+    ):
         with pytest.raises(ValueError, match="whitespace"):
-            write_run(path, rankings, tag="base")
+            write_run(path, rankings, tag=tag)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["run"]
 

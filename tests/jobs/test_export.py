@@ -58,3 +58,21 @@ def test_card_and_formats(copied: Experiment) -> None:
 def test_without_a_model_it_says_what_to_run(copied: Experiment, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run `rayembed train` first"):
         export.run(replace(copied, output_dir=str(tmp_path / "other")))
+
+
+def test_a_format_that_was_left_half_written_is_finished(copied: Experiment) -> None:
+    asked = replace(copied, export=ExportConfig(formats=["bfloat16"]))
+    export.run(asked)
+    whole = Path(copied.output_dir) / "model-bfloat16"
+    (whole / "model.safetensors").unlink()
+    whole.rename(whole.with_name(whole.name + ".partial"))
+    export.run(asked)
+    assert (whole / "model.safetensors").is_file()
+
+
+def test_the_card_shows_no_figures_of_other_weights(copied: Experiment) -> None:
+    record = Path(copied.output_dir) / "evaluate" / "job.json"
+    judged = json.loads(record.read_text())
+    judged["weights"]["tuned"] = "others"
+    record.write_text(json.dumps(judged))
+    assert "Not evaluated yet" in (export.run(copied) / "README.md").read_text()

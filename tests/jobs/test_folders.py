@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from rayembed.jobs.folders import RECORD, ChangedError, state, written_once
+from rayembed.config import Experiment
+from rayembed.config.loading import load
+from rayembed.config.model import ModelConfig
+from rayembed.jobs.folders import LAYOUT, RECORD, ChangedError, state, written_once
 
 READS = {"weights": "abc", "train": {"learning_rate": 1e-5, "group": 8}, "files": ["a", "b"]}
 OTHER = {"weights": "abc", "train": {"learning_rate": 2e-5, "margin": 1}, "files": ["a"]}
@@ -33,7 +36,7 @@ def test_the_folder_gets_its_name_when_it_is_whole(tmp_path: Path) -> None:
 
     def write(folder: Path) -> None:
         assert not final.exists()
-        assert json.loads((folder / RECORD).read_text()) == READS
+        assert json.loads((folder / RECORD).read_text()) == {**READS, LAYOUT: []}
         writer()(folder)
 
     assert written_once(final, READS, write, overwrite=False) == final
@@ -94,7 +97,7 @@ def test_overwrite_replaces_what_was_made_from_something_else(tmp_path: Path, ma
     written_once(final, OTHER, writer("second"), overwrite=True)
     assert sorted(path.name for path in final.iterdir()) == [RECORD, "result.txt"]
     assert (final / "result.txt").read_text() == "second"
-    assert json.loads((final / RECORD).read_text()) == OTHER
+    assert json.loads((final / RECORD).read_text()) == {**OTHER, LAYOUT: []}
 
 
 def test_a_folder_that_no_job_wrote_is_refused(tmp_path: Path) -> None:
@@ -122,3 +125,22 @@ def test_the_state_in_words(tmp_path: Path) -> None:
     make_whole(final)
     assert state(final, READS) == "is up to date"
     assert state(final, OTHER) == "was made from other settings: needs --overwrite"
+
+
+def test_unfinished_units_of_another_size_are_begun_anew(tmp_path: Path) -> None:
+    final = tmp_path / "mine"
+    with pytest.raises(RuntimeError, match="killed"):
+        written_once(final, READS, failing, overwrite=False, layout=[2, 2])
+    written_once(final, READS, writer(), overwrite=False, layout=[4])
+    assert not (final / "half.txt").exists()
+    written_once(final, READS, never, overwrite=False, layout=[1, 1, 1, 1])  # finished: the cut no longer matters
+
+
+def test_config_yaml_is_of_what_was_made(tmp_path: Path) -> None:
+    made, refused = (
+        Experiment(output_dir=str(tmp_path), seed=seed, model=ModelConfig(name_or_path="a")) for seed in (1, 2)
+    )
+    written_once(tmp_path / "mine", READS, writer(), overwrite=False, experiment=made)
+    with pytest.raises(ChangedError):
+        written_once(tmp_path / "mine", OTHER, never, overwrite=False, experiment=refused)
+    assert load(str(tmp_path / "config.yaml")) == made

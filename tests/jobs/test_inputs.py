@@ -38,7 +38,7 @@ def make(tmp_path: Path) -> Make:
         ({}, {}, "train_group_size is 2, but the row of query 'q0' has no negatives; add a section mine"),
         ({"neg": ["n"]}, {"knowledge_distillation": True}, "the row of query 'q0' has no teacher scores"),
         ({"neg": ["n"]}, {"count": 3}, "3 training rows do not fill one batch of 4 queries"),
-        ({}, {"group": 1, "no_in_batch_neg": True}, "leaves no negative at all"),
+        ({}, {"group": 1, "no_in_batch_neg": True}, "leave no negative at all"),
         ({"neg": ["n"]}, {"deepspeed": "none.json"}, "no file 'none.json'"),
     ],
 )

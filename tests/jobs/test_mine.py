@@ -1,6 +1,7 @@
 """The job mine against rankings by numpy, and what its result may not depend on; with a real Ray."""
 
 import json
+import logging
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -38,7 +39,9 @@ def settings() -> dict[str, Any]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("part-*.jsonl")}
+    """Everything that mining gives."""
+    paths = [*folder.glob("part-*.jsonl"), folder / "stats.json", folder / "audit.html"]
+    return {path.name: path.read_bytes() for path in paths}
 
 
 def copied(make_experiment: MakeExperiment, mined: Experiment, output_dir: Path, **sections: Any) -> Experiment:  # noqa: ANN401
@@ -56,6 +59,8 @@ def allowed(row: dict[str, Any], window: list[str], passages: dict[str, str]) ->
             dropped["positive_id"] += 1
         elif passages[name] in row["pos"]:
             dropped["positive_text"] += 1
+        elif passages[name].endswith(tuple(f" {text}" for text in row["pos"])):
+            dropped["positive_after_title"] += 1
         elif passages[name] == row["query"]:
             dropped["query_text"] += 1
         elif passages[name] in [passages[other] for other in kept]:
@@ -100,6 +105,52 @@ def test_rows_keep_their_positives(mined: Experiment, beir: Path) -> None:
     )
 
 
+def test_positives_that_are_ranked_are_counted(mined: Experiment, ranked: dict[str, list[str]]) -> None:
+    folder = Path(mined.output_dir) / "mine"
+    rows, stats = read_lines(folder), json.loads((folder / "stats.json").read_text())
+    assert stats["positives"] == sum(len(row["pos"]) for row in rows)
+    expected = sum(len({*row["pos_ids"]} & {*ranked[row["query_id"]][:LAST]}) for row in rows)
+    assert 0 < expected < stats["positives"], "the data must show what is tested"
+    assert stats["positives_ranked"] == expected
+
+
+def test_the_audit_shows_twenty_rows_and_what_was_counted(mined: Experiment) -> None:
+    folder = Path(mined.output_dir) / "mine"
+    page, rows = (folder / "audit.html").read_text(), read_lines(folder)
+    stats = json.loads((folder / "stats.json").read_text())
+    assert sum(f"<h4>{row['query']}</h4>" in page for row in rows) == 20
+    assert page.count("<dt>filled up</dt>") + page.count("<dt>rank ") == 20 * NUMBER
+    assert f"Of {stats['negatives'] - stats['filled_up']:,} negatives from the window" in page
+    assert f"the {stats['positives_ranked']:,} positives" in page
+
+
+def test_positives_of_other_rows_and_bare_texts_are_no_negatives(
+    make_experiment: MakeExperiment, beir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of everything that is ranked, only what no row of the query has as a positive is left."""
+    corpus = {row["_id"]: row for row in read_lines(beir / "corpus.jsonl")}
+    passages = read_texts(beir / "corpus.jsonl")
+    assert corpus["p012"]["title"], "the data must show what is tested"
+    rows = [
+        {"query": "one query", "pos": [corpus["p012"]["text"]], "neg": [passages["p020"], "from elsewhere"]},
+        *({"query": f"query {i}", "pos": [passages[f"p{i:03d}"]], "neg": []} for i in range(20, 60)),
+        {"query": " one  query", "pos": [passages["p015"]], "neg": [passages["p021"]]},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    everything = {"range_for_sampling": "0-120", "negative_number": 120, "fill_up": False}
+    experiment = make_experiment(tmp_path / "run", data={"train": [str(file)]}, mine=everything)
+    with caplog.at_level(logging.WARNING):
+        folder = mine.run(experiment)
+    found, stats = read_lines(folder), json.loads((folder / "stats.json").read_text())
+    for row in (found[0], found[-1]):
+        assert {*passages.values()} - {*row["neg"]} == {passages["p012"], passages["p015"]}
+    assert [row["pos"] for row in found] == [row["pos"] for row in rows], "the rows keep their own positives alone"
+    assert stats["dropped"]["positive_after_title"] == 2
+    assert stats["given_negatives_replaced"] == 3
+    assert "3 negatives that the rows brought are replaced" in caplog.text
+
+
 def test_two_workers_give_the_same_bytes(mined: Experiment, make_experiment: MakeExperiment, tmp_path: Path) -> None:
     experiment = make_experiment(tmp_path / "run", mine=settings(), ray={"num_workers": 2})
     assert files(mine.run(experiment)) == files(Path(mined.output_dir) / "mine")
@@ -119,13 +170,12 @@ def test_an_interrupted_run_does_what_is_left(
     experiment = copied(make_experiment, mined, tmp_path / "run")
     partial = tmp_path / "run" / "mine.partial"
     shutil.copytree(Path(mined.output_dir) / "mine", partial)
-    for name in ("stats.json", "part-00001.jsonl", "done/part-00001.json"):
+    for name in ("stats.json", "audit.html", "part-00001.jsonl", "done/part-00001.json"):
         (partial / name).unlink()
     kept = partial / "part-00000.jsonl"
     before = kept.stat().st_ino, kept.stat().st_mtime_ns
     final = mine.run(experiment)
     assert files(final) == files(Path(mined.output_dir) / "mine")
-    assert (final / "stats.json").read_bytes() == (Path(mined.output_dir) / "mine" / "stats.json").read_bytes()
     status = (final / kept.name).stat()
     assert (status.st_ino, status.st_mtime_ns) == before, "a unit that was done is not done again"
     assert not partial.exists()

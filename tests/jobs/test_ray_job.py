@@ -79,13 +79,18 @@ def test_run_as_a_submitted_job(cluster: str, make_experiment: MakeExperiment, t
     experiment = make_experiment(tmp_path / "run", evaluate={"k_values": [10]})
     (sources / "experiment.yaml").write_text(dump(experiment))
     submit = [str(BIN / "ray"), "job", "submit", "--address", cluster, "--working-dir", str(sources)]
-    job = subprocess.run(
-        [*submit, "--", str(BIN / "rayembed"), "run", "experiment.yaml"],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    deadline = time.monotonic() + 60
+    while True:
+        job = subprocess.run(
+            [*submit, "--", str(BIN / "rayembed"), "run", "experiment.yaml"],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        if "No available agent" not in job.stderr or time.monotonic() > deadline:
+            break
+        time.sleep(1)  # the dashboard answers some seconds before the agent that starts jobs is there
     assert job.returncode == 0, job.stdout + job.stderr
     assert (tmp_path / "run" / "evaluate" / "metrics.json").is_file()
     assert (tmp_path / "run" / "report.html").is_file()

@@ -29,7 +29,7 @@ def whole(make_experiment: MakeExperiment, tiny_reranker: Path, tmp_path_factory
     return make_experiment(
         tmp_path_factory.mktemp("whole") / "run",
         mine={"range_for_sampling": "2-20", "negative_number": 4},
-        score={"model": str(tiny_reranker)},
+        score={"model": str(tiny_reranker), "max_len": 64},
         train=train,
         evaluate={"k_values": [10]},
         export={"probe_texts": 8},

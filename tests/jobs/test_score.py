@@ -31,11 +31,13 @@ def rows_file(tmp_path: Path) -> Path:
 
 
 def scored(
-    make_experiment: MakeExperiment, rows_file: Path, teacher: Path
+    make_experiment: MakeExperiment, rows_file: Path, **teacher: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows and stats of a run in one unit."""
     experiment = make_experiment(
-        rows_file.parent / "run", data={"train": [str(rows_file)], "corpus": []}, score={"model": str(teacher)}
+        rows_file.parent / "run",
+        data={"train": [str(rows_file)], "corpus": []},
+        score={**teacher, "max_len": 64},
     )
     folder = score.run(experiment)
     return read_lines(folder), json.loads((folder / "stats.json").read_text())
@@ -56,7 +58,7 @@ def check_stats(stats: dict[str, Any], rows: list[dict[str, Any]], kind: str) ->
 def test_a_reranker_gives_the_logit_of_every_pair(
     make_experiment: MakeExperiment, rows_file: Path, tiny_reranker: Path
 ) -> None:
-    rows, stats = scored(make_experiment, rows_file, tiny_reranker)
+    rows, stats = scored(make_experiment, rows_file, model=str(tiny_reranker))
     tokenizer = AutoTokenizer.from_pretrained(tiny_reranker)
     model = AutoModelForSequenceClassification.from_pretrained(tiny_reranker).eval()
     for row, given in zip(rows, read_lines(rows_file), strict=True):
@@ -68,8 +70,8 @@ def test_a_reranker_gives_the_logit_of_every_pair(
 
 
 def test_an_embedder_gives_inner_products(make_experiment: MakeExperiment, rows_file: Path, tiny_model: Path) -> None:
-    rows, stats = scored(make_experiment, rows_file, tiny_model)
+    rows, stats = scored(make_experiment, rows_file, model=str(tiny_model), pooling="mean")
     for row in rows:
-        products = vectors(tiny_model, row["pos"] + row["neg"], 512) @ vectors(tiny_model, [row["query"]], 24)[0]
+        products = vectors(tiny_model, row["pos"] + row["neg"], 64) @ vectors(tiny_model, [row["query"]], 24)[0]
         assert row["pos_scores"] + row["neg_scores"] == pytest.approx(products.tolist(), abs=1e-5)
     check_stats(stats, rows, "embedder")

@@ -16,6 +16,11 @@ def candidate(id: str = "c1", text: str = "a cloud") -> Candidate:
     [
         ("positive_id", candidate(id="p1"), candidate(id="p11")),
         ("positive_text", candidate(text=" water\tthat\n falls "), candidate(text="water that fell")),
+        (
+            "positive_after_title",
+            candidate(text="Rain:\ta title  water that\nfalls"),
+            candidate(text="rainwater that falls"),
+        ),
         ("query_text", candidate(text="what is rain"), candidate(text="what is rain?")),
         ("repeated_text", candidate(text="met  before"), candidate(text="not met before")),
     ],

@@ -14,6 +14,7 @@ from transformers import AutoModel
 from rayembed.config.model import ModelConfig
 from rayembed.models.embedder import Embedder, pad_chunks
 from rayembed.models.loading import (
+    check_length,
     dropout_keys,
     is_reranker,
     load_config,
@@ -220,3 +221,25 @@ def test_fingerprints_change_with_what_vectors_depend_on(
 def test_a_hub_id_is_fingerprinted_by_name() -> None:
     assert weights_fingerprint("BAAI/bge-m3") == weights_fingerprint("BAAI/bge-m3") != weights_fingerprint("BAAI/bge")
     assert len(weights_fingerprint("BAAI/bge-m3")) == 16
+
+
+def test_sentence_transformers_files_that_ask_for_more_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
+    with pytest.raises(ValueError, match=r"a pooling unknown here; set model\.pooling"):
+        pooling_of(ModelConfig(name_or_path=str(folder)))
+    (folder / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]')
+    with pytest.raises(ValueError, match="lists Dense"):
+        pooling_of(ModelConfig(name_or_path=str(folder)))
+    assert pooling_of(ModelConfig(name_or_path=str(folder), pooling="mean")) == "mean"
+
+
+def test_lengths_beyond_the_positions_are_refused(tiny_model: Path, tiny_roberta: Path) -> None:
+    for folder in (tiny_model, tiny_roberta):
+        settings = load_config(str(folder))
+        most = settings.max_position_embeddings - (settings.pad_token_id + 1 if folder is tiny_roberta else 0)
+        check_length(str(folder), most, "x")
+        with pytest.raises(ValueError, match=f"x is {most + 1}, but .* at most {most} tokens"):
+            check_length(str(folder), most + 1, "x")

@@ -86,9 +86,16 @@ def test_an_empty_run_folder_gives_a_whole_page(tmp_path: Path) -> None:
 
 def test_harvest_has_a_section_only_if_it_ran(run_folder: Path) -> None:
     assert "Harvested data" not in build(run_folder)
-    (run_folder / "harvest").mkdir()
-    (run_folder / "harvest/stats.json").write_text('{"num_pairs": 6113}')
-    assert "6,113" in build(run_folder)
+    elsewhere = run_folder / "somewhere/else"
+    config = run_folder / "config.yaml"
+    config.write_text(f"{config.read_text()}harvest:\n  output: {elsewhere}\n")
+    assert "Harvested data" not in build(run_folder), "no harvest in the folder yet"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "harvest.json").write_text('{"pairs": 6113, "fingerprint": {"versions": "1.2.3"}}')
+    page = build(run_folder)
+    assert "Harvested data" in page
+    assert "6,113" in page
+    assert "1.2.3" not in page
 
 
 def test_page_loads_nothing_and_runs_nothing(run_folder: Path) -> None:
@@ -124,7 +131,7 @@ def test_every_text_is_escaped(run_folder: Path) -> None:
     }
     per_query.write_text(json.dumps(row))
     (run_folder / "mine/stats.json").write_text(json.dumps({ATTACK: ATTACK, "nested": {ATTACK: 1}}))
-    (run_folder / "config.yaml").write_text(f"output_dir: {ATTACK}\n</pre>")
+    (run_folder / "config.yaml").write_text(f"output_dir: {ATTACK}\n# </pre>")
     metrics = json.loads((run_folder / "evaluate/metrics.json").read_text())
     metrics["base"][ATTACK] = 0.1
     (run_folder / "evaluate/metrics.json").write_text(json.dumps(metrics | {ATTACK: 1}))
@@ -148,6 +155,8 @@ def test_long_texts_are_cut(run_folder: Path) -> None:
     [
         ("mine/stats.json", "{", r"stats\.json is not JSON"),
         ("evaluate/metrics.json", "[1]", r"metrics\.json holds list, not a JSON object"),
+        ("config.yaml", "a: [", r"config\.yaml is not YAML"),
+        ("config.yaml", "a", r"config\.yaml holds str, not settings"),
         ("train/metrics.jsonl", '{"step": 1}\n{"step": ', r"metrics\.jsonl:2 is not JSON"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rayembed.report.evaluation import SHOWN, examples, headline, metric_rows, other_facts, similarity_rows
-from rayembed.report.page import counts_tables
+from rayembed.report.rendering import counts_tables
 from rayembed.report.training import training_section
 
 TEST = {
