@@ -11,7 +11,8 @@ class DataConfig:
     """What is read. Paths are files, folders or globs, local or on any filesystem of pyarrow.fs (s3://, gs://, ...)."""
 
     train: list[str] = Field(default_factory=list)
-    """Training rows: jsonl, json or parquet files, folders of them, globs, or BEIR folders (their `train` qrels)."""
+    """Training rows: jsonl, json or parquet files, folders of them, globs, or BEIR folders (their `train` qrels).
+    An id that two of them use for different texts becomes SOURCE:ID in the second."""
 
     corpus: list[str] = Field(default_factory=list)
     """Candidate pool: jsonl or parquet of passages, or BEIR folders. Empty: all passages of the training rows."""

@@ -275,7 +275,7 @@ def _drawn(rows: Store, cache: Path, rows_per_part: int, max_rows: int, seed: in
         number = 0
         for part in rows.iter_parts(["dataset"]):
             for name in part.column("dataset").to_pylist():
-                digest = hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest()
+                digest = hashlib.blake2b(f"{seed} {name} {number}".encode(), digest_size=8).digest()
                 entry = (-int.from_bytes(digest, "little"), number)
                 kept = largest.setdefault(name, [])
                 (heapq.heappush if len(kept) < max_rows else heapq.heappushpop)(kept, entry)

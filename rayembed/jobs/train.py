@@ -141,6 +141,7 @@ def _fit(experiment: Experiment, tokens: Tokenized, rows: Store, folder: Path) -
             storage_path=str(folder.resolve()),
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.save_total_limit),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # the progress line is ours
         ),
     )
     try:

@@ -73,8 +73,8 @@ def test_a_path_written_otherwise_gives_the_same_rows(tmp_path: Path, monkeypatc
     stores = [prepare_rows(list(sources), tmp_path / "cache", 4, Report()) for sources in written]
     assert len({store.fingerprint for store in stores}) == 1
     draws = [
-        prepare_rows(list(sources), tmp_path / "cache", 4, Report(), max_rows=2, seed=1).fingerprint
-        for sources in written
+        prepare_rows(list(sources), tmp_path / f"cache{i}", 4, Report(), max_rows=2, seed=1).fingerprint
+        for i, sources in enumerate(written)
     ]
     assert len(set(draws)) == 1
 
