@@ -174,7 +174,7 @@ def _overview() -> str:
     options = {
         "section.key=value": "set any setting, the value in YAML: train.learning_rate=2e-5, mine={}, mine=null",
         "--dry-run": "print what would be done, and do nothing",
-        "--overwrite": "do again what is done, and replace it",
+        "--overwrite": "replace what was made from other settings or data",
         "--version": "print the version",
         "--help": "after a job: every setting that it reads",
     }

@@ -141,7 +141,8 @@ def _fit(experiment: Experiment, tokens: Tokenized, rows: Store, folder: Path) -
             storage_path=str(folder.resolve()),
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.save_total_limit),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # the progress line is ours
+            # The progress line is ours; Ray shows type checkers the RunConfig of its version 1.
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         ),
     )
     try:

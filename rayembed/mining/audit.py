@@ -7,7 +7,6 @@ import numpy as np
 
 from rayembed.mining.filters import Candidate
 
-RANK_BINS = 20  # of the window of ranks
 SCORE_BINS = 40  # of -1 to 1
 EXAMPLES = 20
 TEXT_LIMIT = 300  # characters kept of an example's texts
@@ -49,15 +48,22 @@ def histograms(
         last_rank: of the window, not in it.
 
     Returns:
-        ranks [RANK_BINS], negative_scores and positive_scores [SCORE_BINS]; scores beyond -1 and 1 are in the end bins.
+        ranks [rank_bins], negative_scores and positive_scores [SCORE_BINS]; scores beyond -1 and 1 are in the end bins.
     """
     ranked = [c for c in negatives if c.rank >= 0]
+    bins = rank_bins(first_rank, last_rank)
     ranks = np.array([c.rank - first_rank for c in ranked], np.int64)
     return {
-        "ranks": np.bincount(ranks * RANK_BINS // max(last_rank - first_rank, 1), minlength=RANK_BINS).tolist(),
+        "ranks": np.bincount(ranks * bins // max(last_rank - first_rank, 1), minlength=bins).tolist(),
         "negative_scores": _scores([c.score for c in ranked]),
         "positive_scores": _scores(positive_scores),
     }
+
+
+def rank_bins(first_rank: int, last_rank: int) -> int:
+    """Bins of a window of ranks: one a rank where that can be drawn, so that bins hold equally many, else 20."""
+    window = last_rank - first_rank
+    return window if window <= 60 else 20
 
 
 def summed(units: Sequence[Histograms]) -> Histograms:

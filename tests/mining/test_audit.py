@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from rayembed.mining.audit import EXAMPLES, RANK_BINS, SCORE_BINS, TEXT_LIMIT, example, example_rows, histograms, summed
+from rayembed.mining.audit import EXAMPLES, SCORE_BINS, TEXT_LIMIT, example, example_rows, histograms, rank_bins, summed
 from rayembed.mining.filters import Candidate
 
 
@@ -21,9 +21,10 @@ def test_ranks_are_counted_by_their_part_of_the_window(first: int, last: int) ->
     found = histograms(
         [FILLED_UP, *(candidate(r, 0) for r in range(first, last))], [], first_rank=first, last_rank=last
     )
-    expected = [0] * RANK_BINS
+    bins = rank_bins(first, last)
+    expected = [0] * bins
     for rank in range(first, last):
-        expected[(rank - first) * RANK_BINS // (last - first)] += 1
+        expected[(rank - first) * bins // (last - first)] += 1
     assert found["ranks"] == expected
     assert sum(found["ranks"]) == last - first
 
