@@ -35,7 +35,7 @@ def free_ports(count: int) -> list[int]:
 def cluster(ray_environment: None) -> Iterator[str]:
     """Address of the dashboard of a head node, in a process group of its own that ends with the test."""
     temporary = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # paths of sockets must be short
-    port, dashboard, client = free_ports(3)
+    port, dashboard, client, agent, metrics = free_ports(5)
     command = [
         str(BIN / "ray"),
         "start",
@@ -46,6 +46,8 @@ def cluster(ray_environment: None) -> Iterator[str]:
         f"--port={port}",
     ]
     command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+    # The agent that starts jobs has a fixed port otherwise, which the Ray of the other tests holds.
+    command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
     with (temporary / "head.log").open("wb") as log:
         head = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     address = f"http://127.0.0.1:{dashboard}"
@@ -55,7 +57,7 @@ def cluster(ray_environment: None) -> Iterator[str]:
     finally:
         os.killpg(head.pid, signal.SIGTERM)
         try:
-            head.wait(30)
+            head.wait(15)
         except subprocess.TimeoutExpired:
             os.killpg(head.pid, signal.SIGKILL)
         shutil.rmtree(temporary, ignore_errors=True)
