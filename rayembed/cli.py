@@ -206,3 +206,7 @@ def _wrapped(text: str, *, indent: int = 0) -> list[str]:
     """Lines of the terminal's width, those after the first indented."""
     width = max(40, shutil.get_terminal_size().columns)
     return textwrap.wrap(text, width, subsequent_indent=" " * indent, break_on_hyphens=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

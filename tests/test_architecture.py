@@ -16,6 +16,7 @@ MAY_IMPORT = {part: BASE | {part} for part in PARTS} | {
     "training": BASE | {"training", "data", "models", "losses", "tracking"},
     "jobs": BASE | PARTS | {"training", "jobs"},
     "cli": {"config", "jobs"},
+    "__main__": {"cli"},
 }
 OWNERS = {"ray": {"jobs"}, "deepspeed": {"training"}, "wandb": {"tracking"}, "mlflow": {"tracking"}}
 OWNING_FILES = {"deepspeed": {"training/engine.py"}}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from rayembed.data.fields import passage_id
 from rayembed.data.problems import Problem, Report
 from rayembed.data.storage import SUFFIXES, identity
 from rayembed.data.store import Row, SeenHashes, Store, chunks, hash_texts
@@ -106,11 +107,21 @@ def with_ids_of(corpus: Store, rows: Sequence[Row], sources: Sequence[str]) -> I
 
 
 def note_absent_positives(rows: Store, corpus: Store, report: Report) -> None:
-    """Warn of positives whose id the corpus has not: they are not found there, nor kept out of the negatives by id."""
+    """Warn of positives whose id the corpus has not: they are not found there, nor kept out of the negatives by id.
+
+    Ids that were made of the texts are compared with a corpus of such ids alone: with others they cannot agree.
+    """
     number = 0
-    for part in rows.iter_parts(["query_id", "pos_ids", "dataset"]):
+    first = corpus.take(np.arange(min(1, corpus.num_rows))).to_pylist()
+    made = all(row["id"] == passage_id(row["text"]) for row in first)
+    for part in rows.iter_parts(["query_id", "pos", "pos_ids", "dataset"]):
         table = part.to_pylist()
-        wanted = [(row, number + i, name) for i, row in enumerate(table, 1) for name in row["pos_ids"]]
+        wanted = [
+            (row, number + i, name)
+            for i, row in enumerate(table, 1)
+            for name, text in zip(row["pos_ids"], row["pos"], strict=True)
+            if made or name != passage_id(text)
+        ]
         number += len(table)
         for i in np.flatnonzero(corpus.find_ids([name for _, _, name in wanted]) < 0):
             row, line, name = wanted[i]

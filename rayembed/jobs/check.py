@@ -4,12 +4,15 @@ Every other job makes the same reading before it starts a worker; it is cached, 
 """
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
+import torch
 
 from rayembed.config import Experiment
+from rayembed.config.jobs import MineConfig
 from rayembed.config.uris import public_name
 from rayembed.data.prepare import Prepared, prepare
 from rayembed.data.prompts import passage_text, query_text
@@ -48,12 +51,16 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     if experiment.mine is not None:
         prepared.report.warnings.drop("rows without negatives")  # that is what mine is for
     text = prepared.report.summary()
+    path = Path(experiment.output_dir) / "check.txt"
+    write_atomic(path, (text + "\n").encode())  # also when it lists errors: no all-clear of an earlier day stays
     prepared.report.raise_if_errors()
     lines = [
         text,
         f"model {experiment.model.name_or_path}, pooling {pooling_of(experiment.model)}",
         *_lengths(experiment, prepared),
     ]
+    if prepared.rows is not None and prepared.corpus is not None and experiment.mine is not None:
+        lines += _window(experiment.mine, prepared.rows, prepared.corpus)
     if prepared.rows is not None and experiment.mine is None:
         lines += _missing_negatives(experiment, prepared.rows)
     if prepared.rows is not None and experiment.train is not None:
@@ -62,7 +69,6 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     summary = "\n".join(line for line in lines if line)
     for line in summary.splitlines():
         logger.info("check: %s", line)
-    path = Path(experiment.output_dir) / "check.txt"
     write_atomic(path, (summary + "\n").encode())
     return path
 
@@ -71,6 +77,12 @@ def _check_sections(experiment: Experiment) -> None:
     """Refuses sections whose data are not named, and lengths that the model cannot read."""
     if experiment.evaluate is not None and experiment.data.evaluation is None:
         raise ValueError("the experiment has a section evaluate; set data.evaluation to a BEIR folder, or remove it")
+    on_this_machine = experiment.ray.address is None and "RAY_ADDRESS" not in os.environ
+    if experiment.ray.use_gpu and on_this_machine and torch.cuda.device_count() < experiment.ray.num_workers:
+        raise ValueError(
+            f"ray.use_gpu with ray.num_workers {experiment.ray.num_workers} needs as many GPUs; this machine has "
+            f"{torch.cuda.device_count()}. Set ray.use_gpu: false, lower ray.num_workers, or give ray.address"
+        )
     wanting = [job for job in ("mine", "score", "train") if getattr(experiment, job) is not None]
     if wanting and not experiment.data.train:
         raise ValueError(f"the experiment has a section {wanting[0]}; set data.train to files, folders or globs")
@@ -136,6 +148,24 @@ def _sample(store: Store, columns: list[str]) -> list[dict[str, str]]:
     count = min(SAMPLE, store.num_rows)
     rows = np.random.default_rng(0).choice(store.num_rows, count, replace=False)
     return list(store.take(np.sort(rows), columns).to_pylist())
+
+
+def _window(config: MineConfig, rows: Store, corpus: Store) -> list[str]:
+    """What mining will do that one may not expect: a window beyond the corpus, negatives of the rows replaced."""
+    first, last = map(int, config.range_for_sampling.split("-"))
+    lines = []
+    if min(last, corpus.num_rows) - first < config.negative_number:
+        lines.append(
+            f"warning: mine.range_for_sampling {config.range_for_sampling} holds fewer than {config.negative_number} "
+            f"of the {corpus.num_rows:,} passages: the other negatives are "
+            + ("drawn at random (mine.fill_up)" if config.fill_up else "missing")
+        )
+    given = sum(pc.sum(pc.list_value_length(part.column("neg"))).as_py() or 0 for part in rows.iter_parts(["neg"]))
+    if given:
+        lines.append(
+            f"warning: mine will replace the {given:,} negatives that the rows bring; leave mine out to use them"
+        )
+    return lines
 
 
 def _missing_negatives(experiment: Experiment, rows: Store) -> list[str]:

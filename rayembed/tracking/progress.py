@@ -19,6 +19,7 @@ class Progress:
         """
         self._what, self._total, self._unit, self._every = what, total, unit, every_seconds
         self._done = self._first = done
+        self._told = -1
         self._start = self._last = time.monotonic()
         self._log = logging.getLogger("rayembed")
 
@@ -32,8 +33,8 @@ class Progress:
         """
         self._done += count
         now = time.monotonic()
-        if force or now - self._last >= self._every:
-            self._last = now
+        if (force and self._told != self._done) or now - self._last >= self._every:
+            self._last, self._told = now, self._done
             self._log.info(self.line(detail))
 
     def line(self, detail: str = "") -> str:

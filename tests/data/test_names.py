@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from rayembed.data.fields import passage_id
 from rayembed.data.names import Names, note_absent_positives, source_names, with_ids_of
 from rayembed.data.problems import Report
 from rayembed.data.store import PASSAGES, ROWS, Row, Store, StoreWriter
@@ -113,3 +114,11 @@ def test_positives_that_the_corpus_has_not_are_counted_with_their_row(tmp_path: 
         "training rows:2: pos: '8', of query 'q' of a, is not in data.corpus",
         "training rows:3: pos: '9', of query 'q' of b, is not in data.corpus",
     ]
+
+
+def test_ids_made_of_texts_are_not_looked_for_among_others(tmp_path: Path, corpus: Store) -> None:
+    writer = StoreWriter(tmp_path / "rows", ROWS, 2)
+    writer.add(row("a", {passage_id("bare text"): "bare text"}, {}))
+    report = Report()
+    note_absent_positives(writer.finish(), corpus, report)
+    assert report.warnings.total == 0

@@ -28,6 +28,7 @@ def test_it_says_how_much_there_is_and_what_is_cut(make_experiment: MakeExperime
         ({"encode": {"query_max_len": 400}}, "encode.query_max_len is 400"),
         ({"mine": {"model": "nowhere/such"}}, "model 'nowhere/such': no checkpoint found"),
         ({"score": {"model": "nowhere/such"}}, "model 'nowhere/such': no checkpoint found"),
+        ({"ray": {"num_workers": 64, "use_gpu": True}}, "needs as many GPUs; this machine has"),
         ({"mine": {}, "train": {"knowledge_distillation": True}}, "has no teacher scores; add a section score"),
     ],
 )
@@ -42,3 +43,23 @@ def test_the_model_may_not_be_the_folder_that_training_replaces(
     made = make_experiment(tmp_path / "run")
     with pytest.raises(ValueError, match="the folder that training replaces"):
         replace(made, model=replace(made.model, name_or_path=str(tmp_path / "run" / "model")))
+
+
+def test_what_mining_will_do_that_one_may_not_expect_is_said(make_experiment: MakeExperiment, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"query": "q", "pos": ["p"], "neg": ["n", "m"]}\n')
+    sections = {"data": {"train": [str(rows)]}, "mine": {"range_for_sampling": "110-999"}}
+    text = check.run(make_experiment(tmp_path / "run", **sections)).read_text()
+    assert "warning: mine.range_for_sampling 110-999 holds fewer than 15 of the" in text
+    assert "drawn at random" in text
+    assert "warning: mine will replace the 2 negatives that the rows bring" in text
+    fine = check.run(make_experiment(tmp_path / "other", mine={"range_for_sampling": "0-50"})).read_text()
+    assert "warning: mine" not in fine
+
+
+def test_errors_are_in_the_file_too(make_experiment: MakeExperiment, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"query": "q", "pos": []}\n')
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: pos"):
+        check.run(make_experiment(tmp_path / "run", data={"train": [str(rows)]}))
+    assert "1 errors" in (tmp_path / "run" / "check.txt").read_text()
