@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rayembed.config import Experiment
 from rayembed.config.jobs import MineConfig
@@ -229,8 +230,8 @@ class SelectWorker:
             for score in merged[i][0][merged[i][1] == number]
         ]
 
-    def _candidates(self, rows: Any, scores: Any, first_rank: int) -> list[Candidate]:  # noqa: ANN401
-        passages = self._corpus.take(np.asarray(rows, np.int64)).to_pylist()
+    def _candidates(self, rows: NDArray[np.int64], scores: NDArray[np.float32], first_rank: int) -> list[Candidate]:
+        passages = self._corpus.take(rows).to_pylist()
         return [
             Candidate(passage["id"], passage["text"], first_rank + i, float(score))
             for i, (passage, score) in enumerate(zip(passages, scores, strict=True))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from rayembed.config.model import ModelConfig
@@ -170,7 +170,7 @@ def load_embedder(config: ModelConfig, *, name_or_path: str | None = None) -> Em
     return Embedder(backbone, pooling=pooling, normalize=config.normalize_embeddings).eval()
 
 
-def dropout_keys(settings: Any) -> list[str]:  # noqa: ANN401
+def dropout_keys(settings: PretrainedConfig) -> list[str]:
     """Names of the dropout probabilities in a checkpoint's configuration."""
     return [
         key

@@ -100,8 +100,8 @@ class BatchSource:
                     return
                 try:
                     put(self.batch(number))
-                except Exception as error:
-                    return put(error)  # raised again in the training thread
+                except Exception as error:  # whatever it is, it is raised again in the training thread
+                    return put(error)
 
         threading.Thread(target=build, daemon=True, name="batches").start()
         try:
