@@ -26,6 +26,10 @@ class DataConfig:
     train_group_size: int = Field(default=8, ge=1)
     """Passages a query in training: one positive and train_group_size - 1 negatives."""
 
+    min_grade: int = Field(default=1, ge=1)
+    """Least grade in a BEIR folder's qrels that makes a passage a positive of training. A passage with a lower one
+    above 0 is neither a positive nor mined as a negative."""
+
     query_max_len: int = Field(default=32, ge=4)
     """Tokens kept of a query, special tokens included."""
 

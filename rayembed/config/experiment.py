@@ -8,9 +8,12 @@ from pydantic.dataclasses import dataclass
 
 from rayembed.config.base import STRICT
 from rayembed.config.data import DataConfig
-from rayembed.config.jobs import EncodeConfig, EvaluateConfig, ExportConfig, HarvestConfig, MineConfig, ScoreConfig
+from rayembed.config.jobs import EncodeConfig, EvaluateConfig, ExportConfig, HarvestConfig
+from rayembed.config.mine import MineConfig
 from rayembed.config.model import ModelConfig
 from rayembed.config.ray import RayConfig
+from rayembed.config.score import ScoreConfig
+from rayembed.config.search import SearchConfig
 from rayembed.config.train import TrainConfig
 
 
@@ -20,6 +23,10 @@ class Experiment:
 
     output_dir: str
     """Run folder: everything that the jobs write. A local path, or one that all machines of the cluster share."""
+
+    cache_dir: str | None = None
+    """Folder of what is made on the way (texts, vectors, tokens, rankings, teacher scores), kept by what each depends
+    on; experiments that name the same one share it. It may be deleted. null: OUTPUT_DIR/cache."""
 
     seed: int = Field(default=42, ge=0)
     """Everything random is drawn from this."""
@@ -32,6 +39,9 @@ class Experiment:
 
     encode: EncodeConfig = Field(default_factory=EncodeConfig)
     """How texts become vectors."""
+
+    search: SearchConfig = Field(default_factory=SearchConfig)
+    """How the corpus is searched."""
 
     ray: RayConfig = Field(default_factory=RayConfig)
     """Resources."""
@@ -54,10 +64,12 @@ class Experiment:
     export: ExportConfig | None = None
     """Model card, check and other formats. null: not run."""
 
-    @field_validator("output_dir")
+    @field_validator("output_dir", "cache_dir")
     @classmethod
-    def _absolute(cls, value: str) -> str:
+    def _absolute(cls, value: str | None) -> str | None:
         """Workers have working directories of their own."""
+        if value is None:
+            return None
         if "://" in value:
             raise ValueError(
                 "must be a local path or a mounted one that all machines share, for now (data may be read from any "
@@ -84,7 +96,31 @@ class Experiment:
             first, last = map(int, self.mine.range_for_sampling.split("-"))
             if first >= last:
                 raise ValueError(f"mine.range_for_sampling is {first}-{last}; its first rank must be below its last")
+            self._check_miner(self.mine)
         return self
+
+    def _check_miner(self, mine: MineConfig) -> None:
+        if mine.denoise and self.score is None:
+            raise ValueError("mine.denoise needs a teacher; add a section score with score.model, or set it to false")
+        if mine.denoise and mine.denoise_margin is None and mine.denoise_max_score is None:
+            raise ValueError("mine.denoise drops nothing with denoise_margin and denoise_max_score null; set either")
+        own = ("pooling", "query_instruction_for_retrieval", "passage_instruction_for_retrieval")
+        given = [f"mine.{key}" for key in own if getattr(mine, key) is not None]
+        if given and mine.model is None:
+            raise ValueError(
+                f"{given[0]} is of mine.model, which is null; set mine.model, or set it in section model instead"
+            )
+        if mine.rounds > 1 and self.train is None:
+            raise ValueError(f"mine.rounds is {mine.rounds}, but nothing is trained between them; add a section train")
+        if mine.rounds > 1 and (mine.corpus_embeddings or mine.query_embeddings):
+            raise ValueError(
+                f"mine.rounds is {mine.rounds}, but given embeddings are of one model, and later rounds mine with "
+                "another; set mine.rounds: 1, or remove mine.corpus_embeddings and mine.query_embeddings"
+            )
+
+    def cache(self) -> str:
+        """Folder of what is made on the way."""
+        return self.cache_dir or os.path.join(self.output_dir, "cache")
 
     def max_len(self, side: str) -> int:
         """Tokens kept of a text when it is encoded; `side` is query or passage."""

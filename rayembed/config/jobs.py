@@ -1,4 +1,4 @@
-"""Settings of the jobs that pass over texts: harvest, mine, score, encode, evaluate, export."""
+"""Settings of the jobs harvest, encode, evaluate and export; mine, score and train have files of their own."""
 
 from typing import Annotated, Literal
 
@@ -6,7 +6,6 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from rayembed.config.base import STRICT
-from rayembed.config.model import Pooling
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -38,7 +37,7 @@ class HarvestConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class EncodeConfig:
-    """How texts become vectors in mining, scoring and evaluation. Equal settings share one cache of vectors."""
+    """How texts become vectors in mining, scoring and evaluation, and what the job `encode` writes."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic of the forward pass; pooling is float32. auto: bfloat16 where the hardware has it, else float32."""
@@ -59,51 +58,19 @@ class EncodeConfig:
     queries_per_unit: int = Field(default=512, ge=1)
     """Queries in one unit of work when rankings are merged or rows are scored."""
 
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class MineConfig:
-    """Hard negatives: passages that the model ranks high for a query and that are not its positives."""
-
     model: str | None = None
-    """Embedder that ranks the corpus. null: model.name_or_path."""
+    """Embedder of the job `encode`: hub id, local folder or package://... null: OUTPUT_DIR/model, else model."""
 
-    range_for_sampling: str = Field(default="10-210", pattern=r"^\d+-\d+$")
-    """Window of ranks that negatives are drawn from, first included, last excluded, counted from 0."""
+    output_format: Literal["parquet", "npy"] = "parquet"
+    """What the job `encode` writes: parquet (id, vector), or npy with a file of ids beside each."""
 
-    negative_number: int = Field(default=15, ge=1)
-    """Negatives a query."""
+    output_dtype: Literal["float32", "float16", "int8", "binary"] = "float32"
+    """Numbers of the vectors that the job `encode` writes. int8: 256 steps between the least and the greatest value of
+    each dimension in a sample of the passages; binary: one bit a dimension, packed into bytes (uint8)."""
 
-    fill_up: bool = True
-    """Draw random passages of the corpus where the window holds too few; how many is counted in stats.json."""
-
-    use_gpu_for_searching: bool = False
-    """Search on the GPU of each worker (needs the extra `gpu`)."""
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class ScoreConfig:
-    """A teacher's scores of every (query, passage) pair of the training rows."""
-
-    model: str
-    """Teacher: hub id, local folder or package://..., a reranker (sequence classification) or an embedder."""
-
-    kind: Literal["auto", "reranker", "embedder"] = "auto"
-    """What the teacher is. auto: a reranker if its config names a sequence-classification head, else an embedder."""
-
-    max_len: int = Field(default=512, ge=8)
-    """Tokens kept of a (query, passage) pair, or of a passage when the teacher is an embedder."""
-
-    pooling: Pooling | None = None
-    """Of an embedder. null: what its sentence-transformers files say, else cls."""
-
-    query_instruction_for_retrieval: str | None = None
-    """Text that an embedder wants before every query. null: nothing is put."""
-
-    passage_instruction_for_retrieval: str | None = None
-    """Text that an embedder wants before every passage. null: nothing is put."""
-
-    trust_remote_code: bool = False
-    """Run Python code that comes with the teacher. Only for sources that you trust."""
+    dimensions: int | None = Field(default=None, ge=1)
+    """First dimensions that the job `encode` keeps (Matryoshka models), scaled to length 1 again where
+    model.normalize_embeddings says so. null: all."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

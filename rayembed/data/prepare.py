@@ -56,7 +56,7 @@ def prepare(experiment: Experiment, *, rows: bool = True, corpus: bool = True, e
     Errors do not stop the reading; call report.raise_if_errors() before the stores are used.
     """
     data, encode = experiment.data, experiment.encode
-    cache = Path(experiment.output_dir) / "cache"
+    cache = Path(experiment.cache())
     report = Report()
     row_store = corpus_store = None
     if data.train and (rows or (corpus and not data.corpus)):

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import torch
 
 from rayembed.config import Experiment
-from rayembed.config.jobs import MineConfig
+from rayembed.config.mine import MineConfig
 from rayembed.config.uris import public_name
 from rayembed.data.prepare import Prepared, prepare
 from rayembed.data.prompts import passage_text, query_text

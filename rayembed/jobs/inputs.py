@@ -35,7 +35,7 @@ def training_rows(experiment: Experiment, *, after: tuple[str, ...]) -> tuple[St
                 f"`rayembed run`), or remove the section"
             )
         report = Report()
-        rows = prepare_rows([str(out / job)], out / "cache", experiment.encode.queries_per_unit, report)
+        rows = prepare_rows([str(out / job)], Path(experiment.cache()), experiment.encode.queries_per_unit, report)
         report.raise_if_errors()
         return rows, str(out / job)
     prepared = prepare(experiment, corpus=False, evaluation=False)

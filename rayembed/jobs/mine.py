@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayembed.config import Experiment
-from rayembed.config.jobs import MineConfig
+from rayembed.config.mine import MineConfig
 from rayembed.data.prepare import Prepared, prepare
 from rayembed.data.repeated_queries import RepeatedQueries
 from rayembed.data.storage import write_atomic

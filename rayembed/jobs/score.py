@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from rayembed.config import Experiment
-from rayembed.config.jobs import ScoreConfig
 from rayembed.config.model import ModelConfig
+from rayembed.config.score import ScoreConfig
 from rayembed.data.storage import fingerprint, write_atomic
 from rayembed.data.store import PASSAGES, SeenHashes, Store, StoreWriter, hash_text, hash_texts
 from rayembed.jobs.folders import Reads, state, written_once
@@ -139,7 +139,7 @@ def _stats(counts: list[dict[str, Any]], config: ScoreConfig, kind: str) -> dict
 
 def _unique_passages(experiment: Experiment, rows: Store) -> Store:
     """Each different passage of the rows once, found again by a hash of its text."""
-    folder = Path(experiment.output_dir) / "cache" / f"unique-{fingerprint([rows.fingerprint])}"
+    folder = Path(experiment.cache()) / f"unique-{fingerprint([rows.fingerprint])}"
     if folder.exists():
         return Store.open(folder)
     writer = StoreWriter(folder, PASSAGES, experiment.encode.passages_per_unit)

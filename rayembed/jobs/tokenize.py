@@ -40,7 +40,7 @@ def tokenize_rows(experiment: Experiment, rows: Store) -> Tokenized:
         ],
         "max_len": [data.query_max_len, data.passage_max_len],
     }
-    folder = Path(experiment.output_dir) / "cache" / f"tokens-{fingerprint(depends_on)}"
+    folder = Path(experiment.cache()) / f"tokens-{fingerprint(depends_on)}"
     units = [Unit(f"{i:05d}", part.num_rows, {"part": i}) for i, part in enumerate(rows.parts)]
     work = Work(
         what="tokenize",

@@ -41,6 +41,15 @@ class Vectors:
         """Vectors [rows of the part, D], memory-mapped."""
         return np.load(self.folder / f"{_name(index)}.npy", mmap_mode="r")  # type: ignore[no-any-return]
 
+    def rows(self, first: int, last: int) -> NDArray[np.float32]:
+        """Vectors [last - first, D] of rows `first` to `last` - 1, copied into memory, whichever parts they are in."""
+        pieces = [
+            self.part(index)[max(first - part.first_row, 0) : last - part.first_row]
+            for index, part in enumerate(self.store.parts)
+            if part.first_row < last and part.first_row + part.num_rows > first
+        ]
+        return np.concatenate(pieces)
+
     @cached_property
     def dimension(self) -> int:
         """D."""
@@ -96,7 +105,7 @@ def encode_store(
         "max_len": length,
         "dtype": [experiment.encode.dtype, experiment.ray.use_gpu],
     }
-    folder = Path(experiment.output_dir) / "cache" / f"vectors-{fingerprint(depends_on)}"
+    folder = Path(experiment.cache()) / f"vectors-{fingerprint(depends_on)}"
     units = [Unit(_name(index), part.num_rows, {"part": index}) for index, part in enumerate(store.parts)]
     arguments = {
         "experiment": shipped(experiment),

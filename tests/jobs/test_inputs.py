@@ -9,7 +9,7 @@ import pytest
 
 from rayembed.config import Experiment
 from rayembed.config.data import DataConfig
-from rayembed.config.jobs import MineConfig
+from rayembed.config.mine import MineConfig
 from rayembed.config.model import ModelConfig
 from rayembed.config.train import TrainConfig
 from rayembed.jobs.inputs import check_rows, planned_rows, training_rows

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from rayembed.config import Experiment
-from rayembed.config.jobs import EvaluateConfig, MineConfig, ScoreConfig
+from rayembed.config.jobs import EvaluateConfig
+from rayembed.config.mine import MineConfig
+from rayembed.config.score import ScoreConfig
 from rayembed.config.train import TrainConfig
 from rayembed.jobs import encode, evaluate, mine, score, train
 from rayembed.jobs.inputs import training_rows

@@ -1,0 +1,46 @@
+"""Settings of the teacher: the job score, and the denoising of mined negatives."""
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from rayembed.config.base import STRICT
+from rayembed.config.model import Pooling
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ScoreConfig:
+    """A teacher's scores of every (query, passage) pair of the training rows."""
+
+    model: str
+    """Teacher: hub id, local folder or package://..., a reranker or an embedder."""
+
+    kind: Literal["auto", "reranker", "decoder-reranker", "embedder"] = "auto"
+    """What the teacher is: a cross-encoder (sequence classification with one label), a decoder whose logit of "Yes" is
+    the score, or an embedder. auto: by the class that the checkpoint's config names, and whether it has
+    sentence-transformers files."""
+
+    max_len: int = Field(default=512, ge=8)
+    """Tokens kept of a (query, passage) pair, or of a passage when the teacher is an embedder."""
+
+    pooling: Pooling | None = None
+    """Of an embedder. null: what its sentence-transformers files say, else cls."""
+
+    query_instruction_for_retrieval: str | None = None
+    """Text that an embedder wants before every query. null: nothing is put."""
+
+    passage_instruction_for_retrieval: str | None = None
+    """Text that an embedder wants before every passage. null: nothing is put."""
+
+    query_instruction_for_rerank: str | None = None
+    """Text that a reranker wants before every query (BGE's decoders: "A: "). null: nothing is put."""
+
+    passage_instruction_for_rerank: str | None = None
+    """Text that a reranker wants before every passage (BGE's decoders: "B: "). null: nothing is put."""
+
+    prompt: str | None = None
+    """Task that a decoder-reranker reads after the pair. null: the one of BGE's decoder rerankers."""
+
+    trust_remote_code: bool = False
+    """Run Python code that comes with the teacher. Only for sources that you trust."""
