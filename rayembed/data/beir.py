@@ -13,12 +13,13 @@ from rayembed.data.storage import exists, join, open_input
 from rayembed.data.store import Row, Store, chunks
 
 QUERIES_AT_A_TIME = 1024  # queries whose passages are in memory together while rows are joined
+BELOW_MIN_GRADE = "judgements below data.min_grade"  # above 0; under which they are counted
 HEADER_WORDS = {"score", "relevance", "rel", "label"}
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One line of qrels; a score above 0 makes the passage a positive."""
+    """One line of qrels; a score of at least data.min_grade makes the passage a positive of training."""
 
     query_id: str
     passage_id: str
@@ -96,17 +97,38 @@ def check_ids(
 
 
 def training_rows(
-    judgements: Sequence[Judgement], path: str, *, dataset: str, corpus: Store, queries: Store, report: Report
+    judgements: Sequence[Judgement],
+    path: str,
+    *,
+    dataset: str,
+    corpus: Store,
+    queries: Store,
+    min_grade: int,
+    report: Report,
 ) -> Iterator[tuple[Record, Row]]:
     """A row for each query with at least one positive, in the order in which the qrels name them.
 
-    Ids without a text are left out; check_ids reports them. `path` is the file of the judgements, for places.
+    Ids without a text are left out of the positives; check_ids reports them.
+
+    Args:
+        judgements: of the queries.
+        path: file of the judgements, for places.
+        dataset: what the rows belong to.
+        corpus: passages by id.
+        queries: queries by id.
+        min_grade: least score of a positive. Passages with a lower one above 0 are the row's related_ids.
+        report: takes what is counted.
     """
     positives: dict[str, list[Judgement]] = {}
+    related: dict[str, list[str]] = {}
     for judgement in judgements:
         positives.setdefault(judgement.query_id, [])
-        if judgement.score > 0:
+        if judgement.score >= min_grade:
             positives[judgement.query_id].append(judgement)
+        elif judgement.score > 0:
+            related.setdefault(judgement.query_id, []).append(judgement.passage_id)
+    if related:
+        report.count(BELOW_MIN_GRADE, sum(map(len, related.values())))
     report.count("queries without a positive", sum(not group for group in positives.values()))
     groups = [(name, group) for name, group in positives.items() if group]
     file = public_name(path)
@@ -127,6 +149,7 @@ def training_rows(
                         "neg": [],
                         "neg_ids": [],
                         "dataset": dataset,
+                        "related_ids": related.get(name),
                     },
                 )
 

@@ -69,9 +69,19 @@ def ids_field(record: Record, field: str, texts: list[str], report: Report) -> l
         message = f"found {found}, allowed: a list of {len(texts)}, one for each passage"
         report.error(f"{field} does not fit", record.problem(field, message))
         return None
-    ids = [_id(record, f"{field}[{i}]", item, report) for i, item in enumerate(value)]
-    known = [name for name in ids if name is not None]
-    return known if len(known) == len(ids) else None
+    return _ids(record, field, value, report)
+
+
+def id_list_field(record: Record, field: str, report: Report) -> list[str] | None:
+    """Ids of any number. None: they are absent, or wrong (an error)."""
+    value = record.value.get(field)
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        message = f"found {kind_of(value)}, allowed: a list of ids, as [...]"
+        report.error(f"{field} is not a list", record.problem(field, message))
+        return None
+    return _ids(record, field, value, report)
 
 
 def scores_field(record: Record, field: str, number: int, report: Report) -> list[float] | None:
@@ -108,6 +118,12 @@ def _text(record: Record, field: str, value: object, report: Report, kind: str |
         report.error(f"{kind} is empty", record.problem(field, "the text is empty or only white space"))
         return None
     return text if _encodable(record, field, text, report, kind) else None
+
+
+def _ids(record: Record, field: str, values: list[object], report: Report) -> list[str] | None:
+    ids = [_id(record, f"{field}[{i}]", item, report) for i, item in enumerate(values)]
+    known = [name for name in ids if name is not None]
+    return known if len(known) == len(ids) else None
 
 
 def _id(record: Record, field: str, value: object, report: Report) -> str | None:

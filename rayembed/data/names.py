@@ -78,6 +78,9 @@ def source_names(paths: Sequence[str]) -> dict[str, str]:
 def with_ids_of(corpus: Store, rows: Sequence[Row], sources: Sequence[str]) -> Iterator[Row]:
     """Rows whose passages have the ids that their texts have in the corpus.
 
+    Related passages have no text in the row. They get every id that may be theirs: at worst, a passage of another
+    source that has the same number is not mined for the query.
+
     Args:
         corpus: passages, of which some have `SOURCE:ID` as their id.
         rows: training rows; an id that stands for its text in the corpus stays, and one that is not found does too.
@@ -87,8 +90,8 @@ def with_ids_of(corpus: Store, rows: Sequence[Row], sources: Sequence[str]) -> I
         asked = {
             option
             for row in some
-            for side in ("pos_ids", "neg_ids")
-            for name in row[side]
+            for side in ("pos_ids", "neg_ids", "related_ids")
+            for name in row.get(side) or ()
             for option in _options(name, row, sources)
         }
         ids = sorted(asked)
@@ -103,6 +106,11 @@ def with_ids_of(corpus: Store, rows: Sequence[Row], sources: Sequence[str]) -> I
                 ]
                 for side in ("pos", "neg")
             }
+            if row.get("related_ids"):
+                related = [(name, _options(name, row, sources)) for name in row["related_ids"]]
+                changed["related_ids"] = [
+                    known for name, options in related for known in [o for o in options if o in text_of] or [name]
+                ]
             yield {**row, **changed}
 
 

@@ -26,7 +26,7 @@ from rayembed.data.rows import parse_row, survey
 from rayembed.data.storage import expand, fingerprint, identity, stamp, write_atomic
 from rayembed.data.store import PASSAGES, QUERIES, ROWS, Row, Store, StoreWriter, chunks
 
-VERSION = 2  # raise it when the same files give other stores, so that caches of older code are not used
+VERSION = 3  # raise it when the same files give other stores, so that caches of older code are not used
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ def prepare(experiment: Experiment, *, rows: bool = True, corpus: bool = True, e
             passages_per_part=encode.passages_per_unit,
             max_rows=data.max_example_num_per_dataset,
             seed=experiment.seed,
+            min_grade=data.min_grade,
         )
     if corpus and data.corpus:
         corpus_store = prepare_corpus(data.corpus, cache, encode.passages_per_unit, report)
@@ -92,6 +93,7 @@ def prepare_rows(
     passages_per_part: int | None = None,
     max_rows: int | None = None,
     seed: int = 0,
+    min_grade: int = 1,
 ) -> Store:
     """Training rows of files, folders, globs and BEIR folders (their qrels/train.tsv), in the order of `sources`.
 
@@ -104,6 +106,7 @@ def prepare_rows(
         passages_per_part: passages in one part of the store of a BEIR folder's corpus. None: rows_per_part.
         max_rows: rows kept of each dataset, drawn with the seed, in their order. None: all.
         seed: decides which rows are drawn.
+        min_grade: least score of a positive in qrels.
     """
     per_part = passages_per_part or rows_per_part
     files = [file for source in sources for file in _source_files(source, "train")]
@@ -112,13 +115,15 @@ def prepare_rows(
     datasets = source_names([path for each in sources for path in ([each] if each in joined else _expanded(each))])
 
     def read(own: Report) -> Iterator[Row]:
-        found = (pair for source in sources for pair in _rows_of(source, datasets, joined.get(source), own))
+        found = (pair for source in sources for pair in _rows_of(source, datasets, joined.get(source), min_grade, own))
         yield from survey(found, own)
         if "rows" not in own.counts and own.errors.total == 0:
             names = ", ".join(map(public_name, sources))
-            own.error("no rows", Problem(names, None, "data.train", "holds no training row"))
+            low = own.counts.get(beir.BELOW_MIN_GRADE)
+            message = "holds no training row" + (f"; {low:,} judgements are below data.min_grade" if low else "")
+            own.error("no rows", Problem(names, None, "data.train", message))
 
-    key = [_stamps(files), [identity(source) for source in joined], list(map(public_name, sources))]
+    key = [_stamps(files), [identity(source) for source in joined], list(map(public_name, sources)), min_grade]
     store = _cached(cache, "rows", key, ROWS, rows_per_part, read, report)
     return store if max_rows is None else _drawn(store, cache, rows_per_part, max_rows, seed, report)
 
@@ -219,7 +224,7 @@ def _prepare_evaluation(experiment: Experiment, cache: Path, report: Report) -> 
 
 
 def _rows_of(
-    source: str, names: Mapping[str, str], stores: tuple[Store, Store] | None, report: Report
+    source: str, names: Mapping[str, str], stores: tuple[Store, Store] | None, min_grade: int, report: Report
 ) -> Iterator[tuple[Record, Row]]:
     """Rows of one source with their places; `stores` are the passages and queries of a BEIR folder."""
     if stores is not None:
@@ -228,7 +233,15 @@ def _rows_of(
         corpus, queries = stores
         _check_ids(judgements, path, source, corpus, queries, report)
         dataset = names[source]
-        yield from beir.training_rows(judgements, path, dataset=dataset, corpus=corpus, queries=queries, report=report)
+        yield from beir.training_rows(
+            judgements,
+            path,
+            dataset=dataset,
+            corpus=corpus,
+            queries=queries,
+            min_grade=min_grade,
+            report=report,
+        )
         return
     for file in _found(_expanded(source), "data.train", report):
         for record in read_records(file, report):

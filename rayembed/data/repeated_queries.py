@@ -6,6 +6,8 @@ import numpy as np
 
 from rayembed.data.store import Hashes, Int64s, Row, Store, hash_texts
 
+JOINED = ("pos", "pos_ids", "related_ids")
+
 
 class RepeatedQueries:
     """Finds the rows that have the same query text; holds 16 bytes for each row whose query is in more than one.
@@ -28,7 +30,9 @@ class RepeatedQueries:
         self._rows: Int64s = order[repeated].astype(np.int64)
 
     def with_positives_of_all(self, rows: list[Row]) -> list[Row]:
-        """The given rows, with `pos` and `pos_ids` of every row that has their query; whatever their prompts.
+        """The given rows, with `pos`, `pos_ids` and `related_ids` of every row that has their query.
+
+        Whatever their prompts. An id may then be in both lists of ids, as another row may judge it otherwise.
 
         Reads the other rows of these queries, so give rows of one part at a time.
         """
@@ -37,16 +41,16 @@ class RepeatedQueries:
         ends = np.searchsorted(self._found, hashes, side="right")
         wanted = np.unique(np.concatenate([self._rows[a:b] for a, b in zip(starts, ends, strict=True)]))
         others: dict[str, list[Row]] = {}
-        for other in self._store.take(wanted, ["query", "pos", "pos_ids"]).to_pylist():
+        for other in self._store.take(wanted, ["query", *JOINED]).to_pylist():
             others.setdefault(self._same(other["query"]), []).append(other)
         return [self._joined(row, others.get(self._same(row["query"]), [])) for row in rows]
 
     def _joined(self, row: Row, others: list[Row]) -> Row:
-        return {
-            **row,
-            "pos": list(dict.fromkeys(text for one in (row, *others) for text in one["pos"])),
-            "pos_ids": list(dict.fromkeys(name for one in (row, *others) for name in one["pos_ids"] or ())),
+        joined = {
+            column: list(dict.fromkeys(item for one in (row, *others) for item in one[column] or ()))
+            for column in JOINED
         }
+        return {**row, **joined}
 
     def _hashes(self, queries: Iterable[str]) -> Hashes:
         return hash_texts(self._same(query) for query in queries)

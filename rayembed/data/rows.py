@@ -12,6 +12,7 @@ from rayembed.data.store import Row, SeenHashes, chunks, hash_texts
 TRIPLET = {"positive": "pos", "negative": "neg"}
 COLUMNS = (
     *("query_id", "query", "prompt", "pos", "pos_ids", "neg", "neg_ids", "pos_scores", "neg_scores", "dataset", "type"),
+    "related_ids",
     *TRIPLET,
 )
 BATCH = 1024  # rows held at a time while duplicates are looked for
@@ -43,6 +44,7 @@ def parse_row(record: Record, report: Report, *, dataset: str | None = None) -> 
         "neg": neg or [],
         "dataset": fields.text_field(record, "dataset", report) or dataset or record.file,
         "type": fields.verbatim_field(record, "type", report),
+        "related_ids": fields.id_list_field(record, "related_ids", report),
     }
     for name, texts in (("pos", pos), ("neg", neg if neg is not None else [])):
         if texts is not None:

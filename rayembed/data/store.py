@@ -41,6 +41,7 @@ ROWS = pa.schema(
         pa.field("neg_scores", pa.list_(pa.float64())),
         pa.field("dataset", pa.string(), nullable=False),
         pa.field("type", pa.string()),
+        pa.field("related_ids", pa.list_(pa.string())),  # judged below data.min_grade: neither pos nor neg
     ]
 )
 

@@ -139,7 +139,9 @@ def _judge(experiment: Experiment, config: EvaluateConfig, evaluation: Evaluatio
     queries = encode_store(experiment, evaluation.queries, "query", model=model)
     passages = encode_store(experiment, evaluation.corpus, "passage", model=model)
     k = max(*config.k_values, _metric_k(config))
-    tops = ShardTops(search_shards(experiment, queries, passages, k), evaluation.corpus)
+    tops = ShardTops(
+        search_shards(experiment, queries, passages, k, use_gpu=experiment.ray.use_gpu, exact=True), evaluation.corpus
+    )
     rankings: dict[str, Ranking] = {}
     for part in evaluation.queries.parts:
         ids = evaluation.queries.take(np.arange(part.first_row, part.first_row + part.num_rows), ["id"])

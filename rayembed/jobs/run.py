@@ -6,12 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rayembed.config import Experiment
+from rayembed.config.loading import dump
+from rayembed.data.storage import write_atomic
 from rayembed.jobs import check, evaluate, export, harvest, mine, score, train
+from rayembed.jobs.rounds import Round, rounds_of
 from rayembed.jobs.session import shared_session
 from rayembed.report import build_report
 from rayembed.tracking.progress import duration
 
 logger = logging.getLogger(__name__)
+TRAINS = ("mine", "score", "train")
 JOBS = {"harvest": harvest, "mine": mine, "score": score, "train": train, "evaluate": evaluate, "export": export}
 
 
@@ -35,10 +39,13 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
         _timed("harvest", lambda: harvest.run(experiment, overwrite=overwrite))
     check.run(experiment)
     with shared_session():
-        for name in jobs:
-            if name != "harvest":
-                job = JOBS[name]
-                _timed(name, lambda job=job: job.run(experiment, overwrite=overwrite))  # type: ignore[misc]
+        for some in _rounds(experiment):
+            for name in jobs:
+                asked = some.trains if name in TRAINS else some.compares
+                if name != "harvest" and getattr(asked, name) is not None:
+                    job = JOBS[name]
+                    _timed(name, lambda job=job, asked=asked: job.run(asked, overwrite=overwrite))  # type: ignore[misc]
+    write_atomic(out / "config.yaml", dump(experiment).encode())  # a round's jobs write that of their round
     report = build_report(out, title=out.name)
     logger.info("run: %s in %s; report: %s", ", ".join(jobs), duration(time.monotonic() - start), report)
     if experiment.evaluate is not None:
@@ -48,13 +55,24 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
 
 def plan(experiment: Experiment) -> str:
     """The plan of every job; of one whose input is not there yet, what is missing."""
-    lines = []
+    lines, rounds = [], _rounds(experiment)
     for name in _jobs(experiment):
         try:
-            lines.append(JOBS[name].plan(experiment))
+            lines.append(JOBS[name].plan(experiment if name == "harvest" else rounds[0].compares))
         except (ValueError, FileNotFoundError) as error:
             lines.append(f"{name}: cannot be planned yet: {error}")
+    if len(rounds) > 1:
+        lines.append(
+            f"rounds: {len(rounds)} times mine to evaluate; each but the first with the model of the one before"
+        )
     return "\n".join(lines)
+
+
+def _rounds(experiment: Experiment) -> list[Round]:
+    """One, with the experiment as it is, where nothing asks for more."""
+    if experiment.mine is None or experiment.mine.rounds == 1:
+        return [Round(1, experiment, experiment)]
+    return rounds_of(experiment)
 
 
 def _jobs(experiment: Experiment) -> list[str]:

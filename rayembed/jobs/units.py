@@ -10,22 +10,26 @@ import json
 import logging
 import os
 import shutil
+import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.data
+from ray.exceptions import RayError
 
 from rayembed.config.ray import RayConfig
 from rayembed.data.storage import write_atomic
-from rayembed.tracking.progress import Progress
+from rayembed.tracking.progress import Progress, duration
 
 logger = logging.getLogger(__name__)
 TRIES = "tries"  # Ray tries for ever, its own bounds leave a pool of dead actors waiting; so tries are counted here
 MAKING = ".worker"
+SECONDS = "seconds"  # in the file that marks a unit done, beside its counts
+TOLD, NAMED = 5, 50  # failed units whose error is in the message, and further ones that are named there
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,9 @@ class Unit:
 
     spec: dict[str, Any]
     """What the worker is given, as JSON."""
+
+    rows: str = ""
+    """Which rows it holds, for messages: "rows 2048 to 4095 of passages"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,33 +85,54 @@ def run_units(
         Each unit's counts, in the order of the plan.
 
     Raises:
-        UnitError: units raised, or killed their worker `ray.max_unit_retries` times; the message names them.
+        UnitError: units raised, or killed their worker more than `ray.max_unit_retries` times; the message names them
+            and their rows.
     """
     work.folder.mkdir(parents=True, exist_ok=True)
-    pending = [unit for unit in units if not _done_file(work.folder, unit.name).exists()]
-    total, done = sum(unit.size for unit in units), sum(unit.size for unit in units) - sum(u.size for u in pending)
+    pending = _not_done(units, work.folder)
     if pending:
-        if done:
+        if len(pending) < len(units):
             logger.info("%s: %d of %d units are done already", work.what, len(units) - len(pending), len(units))
-        progress = Progress(work.what, total, unit=work.counted, done=done)
-        sizes = {unit.name: unit.size for unit in units}
-        errors = {}
-        for row in _stream(pending, work, config, config.use_gpu if use_gpu is None else use_gpu):
-            if row["error"]:
-                errors[row["name"]] = row["error"]
-            else:
-                progress.add(sizes.pop(row["name"], 0))
-        progress.add(0, force=True)
+        shutil.rmtree(work.folder / TRIES, ignore_errors=True)  # a new run, new tries
+        start = time.monotonic()
+        errors = _do(units, pending, work, config, config.use_gpu if use_gpu is None else use_gpu)
+        _log_end(pending, work, time.monotonic() - start)
         _raise_if_failed(pending, work, errors)
         shutil.rmtree(work.folder / TRIES, ignore_errors=True)
-    return [json.loads(_done_file(work.folder, unit.name).read_text()) for unit in units]
+    return [{key: value for key, value in _record(work.folder, unit.name).items() if key != SECONDS} for unit in units]
+
+
+def _do(units: Sequence[Unit], pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: bool) -> dict[str, str]:
+    """Does what is pending, and gives the errors of what could not be done.
+
+    An actor that dies is made again by Ray. Where Ray gives up, the whole pool is made again for what is left: until
+    all is done, or so many pools in succession brought nothing that no unit can have tries left.
+    """
+    sizes = {unit.name: unit.size for unit in pending}
+    total = sum(unit.size for unit in units)
+    progress = Progress(work.what, total, unit=work.counted, done=total - sum(sizes.values()))
+    errors: dict[str, str] = {}
+    left, vain, lost = pending, 0, "was lost (see the logs of Ray)"
+    while left and vain <= config.max_unit_retries + 1:
+        try:
+            for row in _stream(left, work, config, use_gpu):
+                if row["error"]:
+                    errors[row["name"]] = row["error"]
+                else:
+                    progress.add(sizes.pop(row["name"], 0))
+        except RayError as error:
+            lost = f"was lost: {type(error).__name__}: {error}"
+            logger.warning("%s: Ray lost its actors, what is left begins anew: %s", work.what, error)
+        before, left = len(left), [unit for unit in _not_done(pending, work.folder) if unit.name not in errors]
+        vain = vain + 1 if len(left) == before else 0
+    return {unit.name: errors.get(unit.name, lost) for unit in _not_done(pending, work.folder)}
 
 
 def _stream(pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: bool) -> Any:  # noqa: ANN401
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.max_errored_blocks = len(pending)  # a unit that Ray lost must not take the others with it
+    context.max_errored_blocks = 0  # allowed one, Ray would wait for ever for an actor that is gone for good
     context.execution_no_progress_timeout_s = 6 * 3600
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -117,8 +145,8 @@ def _stream(pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: boo
         "max_retries": config.max_unit_retries,
         "num_workers": config.num_workers,
     }
-    shutil.rmtree(work.folder / TRIES, ignore_errors=True)  # a new run, new tries
-    items = [{"name": unit.name, "spec": json.dumps(asdict(unit)["spec"])} for unit in pending]
+    (work.folder / TRIES / MAKING).unlink(missing_ok=True)
+    items = [{"name": unit.name, "spec": json.dumps(unit.spec)} for unit in pending]
     return (
         ray.data.from_items(items, override_num_blocks=len(items))
         .map_batches(
@@ -135,23 +163,52 @@ def _stream(pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: boo
     )
 
 
+def _log_end(pending: Sequence[Unit], work: Work, seconds: float) -> None:
+    left = {unit.name for unit in _not_done(pending, work.folder)}
+    done = [unit for unit in pending if unit.name not in left]
+    if not done:
+        return
+    size, longest = sum(unit.size for unit in done), max(_record(work.folder, unit.name)[SECONDS] for unit in done)
+    logger.info(
+        "%s: %d units of %s %s took %s (%s %s/s; the longest unit %s)",
+        *(work.what, len(done), f"{size:,}", work.counted, duration(seconds)),
+        *(f"{size / max(seconds, 1e-9):,.1f}", work.counted, duration(longest)),
+    )
+
+
 def _raise_if_failed(pending: Sequence[Unit], work: Work, errors: dict[str, str]) -> None:
-    missing = [unit for unit in pending if not _done_file(work.folder, unit.name).exists()]
+    missing = [unit for unit in pending if unit.name in errors]
     if not missing:
         return
     lines: list[str] = []
     told: set[str] = set()
-    for unit in missing[:5]:
-        error = errors.get(unit.name, "was lost (see the logs of Ray)")
-        lines.append(f"  {unit.name} ({unit.size} {work.counted}): {'the same' if error in told else error}")
+    for unit in missing[:TOLD]:
+        error = errors[unit.name]
+        lines.append(f"  {_named(unit, work)}: {'the same' if error in told else error}")
         told.add(error)
-    more = f"\n  and {len(missing) - 5} more" if len(missing) > 5 else ""
+    if others := missing[TOLD : TOLD + NAMED]:
+        lines.append(f"  and {len(missing) - TOLD} more: " + ", ".join(_named(unit, work) for unit in others))
+    if len(missing) > TOLD + NAMED:
+        lines[-1] += ", ..."
     raise UnitError(
         f"{work.what}: {len(missing)} of {len(pending)} units failed, the others are kept in {work.folder}:\n"
         + "\n".join(lines)
-        + more
         + "\nRun the same command again to do only these"
     )
+
+
+def _named(unit: Unit, work: Work) -> str:
+    return f"{unit.name} ({unit.rows or f'{unit.size} {work.counted}'})"
+
+
+def _not_done(units: Sequence[Unit], folder: Path) -> list[Unit]:
+    return [unit for unit in units if not _done_file(folder, unit.name).exists()]
+
+
+def _record(folder: Path, name: str) -> dict[str, Any]:
+    """A unit's counts, and its seconds."""
+    record: dict[str, Any] = json.loads(_done_file(folder, name).read_text())
+    return record
 
 
 def _done_file(folder: Path, name: str) -> Path:
@@ -204,9 +261,11 @@ class UnitActor:
             return self._error
         if _tries_before(self._folder, name) > self._max_retries:
             return f"killed its worker {self._max_retries + 1} times (memory? see the logs of Ray)"
+        start = time.monotonic()
         try:
             counts = self._worker(json.loads(spec), name, self._folder)
         except Exception as error:  # whatever a unit raises is reported with its name, and the others go on
             return f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-        write_atomic(_done_file(self._folder, name), json.dumps(counts).encode())
+        record = {**counts, SECONDS: round(time.monotonic() - start, 3)}
+        write_atomic(_done_file(self._folder, name), json.dumps(record).encode())
         return ""

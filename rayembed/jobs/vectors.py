@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from rayembed.config import Experiment
+from rayembed.config.model import ModelConfig
 from rayembed.data.prompts import passage_text, query_text
 from rayembed.data.storage import fingerprint
 from rayembed.data.store import Store
@@ -39,7 +40,7 @@ class Vectors:
 
     def part(self, index: int) -> NDArray[np.float32]:
         """Vectors [rows of the part, D], memory-mapped."""
-        return np.load(self.folder / f"{_name(index)}.npy", mmap_mode="r")  # type: ignore[no-any-return]
+        return np.load(self.folder / f"{part_name(index)}.npy", mmap_mode="r")  # type: ignore[no-any-return]
 
     def rows(self, first: int, last: int) -> NDArray[np.float32]:
         """Vectors [last - first, D] of rows `first` to `last` - 1, copied into memory, whichever parts they are in."""
@@ -69,6 +70,24 @@ class Vectors:
         return taken
 
 
+def part_name(index: int) -> str:
+    """Name of the vectors of one part, without its ending."""
+    return f"part-{index:05d}"
+
+
+def rows_of_parts(store: Store, first: int, last: int) -> str:
+    """In words, for errors: the rows of parts `first` to `last` - 1."""
+    end = store.parts[last - 1]
+    return f"rows {store.parts[first].first_row} to {end.first_row + end.num_rows - 1} of {store.folder}"
+
+
+def save_part(folder: Path, index: int, vectors: NDArray[np.float32]) -> None:
+    """Writes the vectors of one part, whole or not at all."""
+    partial = folder / f"{part_name(index)}.partial.npy"
+    np.save(partial, vectors)
+    partial.replace(folder / f"{part_name(index)}.npy")
+
+
 def encoding_reads(experiment: Experiment, *names: str) -> dict[str, Any]:
     """What vectors depend on beside the texts, for the record of a job: weights, prompts, lengths, dtype."""
     settings = asdict(experiment.model)
@@ -79,6 +98,26 @@ def encoding_reads(experiment: Experiment, *names: str) -> dict[str, Any]:
         "max_len": [experiment.max_len("query"), experiment.max_len("passage")],
         "dtype": experiment.encode.dtype,
     }
+
+
+def miner(experiment: Experiment) -> Experiment:
+    """The experiment with the embedder that mines in the place of the model: its weights, pooling and instructions.
+
+    Where mine.model is null the model mines, and the experiment is the same. Else it has no section train, and one
+    round of mining, which is what one embedder does.
+    """
+    config = experiment.mine
+    if config is None or config.model is None:
+        return experiment
+    model = ModelConfig(
+        name_or_path=config.model,
+        family=experiment.model.family,
+        pooling=config.pooling,
+        query_instruction_for_retrieval=config.query_instruction_for_retrieval,
+        passage_instruction_for_retrieval=config.passage_instruction_for_retrieval,
+        trust_remote_code=experiment.model.trust_remote_code,
+    )
+    return replace(experiment, model=model, mine=replace(config, rounds=1), train=None)
 
 
 def encode_store(
@@ -106,7 +145,10 @@ def encode_store(
         "dtype": [experiment.encode.dtype, experiment.ray.use_gpu],
     }
     folder = Path(experiment.cache()) / f"vectors-{fingerprint(depends_on)}"
-    units = [Unit(_name(index), part.num_rows, {"part": index}) for index, part in enumerate(store.parts)]
+    units = [
+        Unit(part_name(index), part.num_rows, {"part": index}, rows_of_parts(store, index, index + 1))
+        for index, part in enumerate(store.parts)
+    ]
     arguments = {
         "experiment": shipped(experiment),
         "store": str(store.folder),
@@ -135,10 +177,6 @@ def _texts_fingerprint(store: Store) -> str:
     for part in store.iter_parts(["query", "prompt"]):
         digest.update(json.dumps(part.to_pylist()).encode())
     return digest.hexdigest()[:16]
-
-
-def _name(index: int) -> str:
-    return f"part-{index:05d}"
 
 
 class EncodeWorker:
@@ -180,7 +218,5 @@ class EncodeWorker:
             tokens_per_batch=resolve_tokens_per_batch(self._experiment.encode.tokens_per_batch, self._device),
             dtype=self._dtype,
         )
-        partial = folder / f"{name}.partial.npy"
-        np.save(partial, vectors)
-        partial.replace(folder / f"{name}.npy")
+        save_part(folder, spec["part"], vectors)
         return {"rows": len(vectors), "dimension": int(vectors.shape[1]), "dtype": str(self._dtype)}

@@ -1,17 +1,42 @@
-"""Filters of candidates: each keeps a candidate or says in one word why it is dropped, and drops are counted by it."""
+"""Filters of candidates: each says which of one query's candidates it drops; drops are counted by its name.
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+Bounds are compared in float32, the precision of the scores: a candidate exactly at a bound stays, and so does one whose
+score is not known (NaN).
+"""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayembed.config.mine import MineConfig
+from rayembed.mining.near_duplicates import near_duplicates
+
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A retrieved passage of one query."""
+class Candidates:
+    """Retrieved passages of one query, best first.
 
-    id: str
-    text: str
-    rank: int
-    score: float
+    rows [n] are those of the corpus, ranks [n] count from 0; -1, with a score of NaN: drawn, not retrieved.
+    """
+
+    rows: NDArray[np.int64]
+    ids: list[str]
+    texts: list[str]
+    ranks: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+    def keep(self, mask: Mask) -> "Candidates":
+        """Those whose mask [n] is set, in their order."""
+        places = np.flatnonzero(mask).tolist()
+        ids, texts = ([column[i] for i in places] for column in (self.ids, self.texts))
+        return Candidates(self.rows[mask], ids, texts, self.ranks[mask], self.scores[mask])
 
 
 @dataclass(frozen=True)
@@ -20,62 +45,133 @@ class Query:
 
     text: str
     positive_ids: frozenset[str]
+    positive_texts: tuple[str, ...]
 
-    positive_texts: frozenset[str]
-    """As `same_text` gives them."""
+    positive_score: float | None
+    """What margins are measured from. None: not known."""
 
-
-@dataclass
-class Seen:
-    """What was kept so far for this query."""
-
-    texts: set[str] = field(default_factory=set)
+    related_ids: frozenset[str] = frozenset()
+    """Judged, but below data.min_grade: neither positive nor negative."""
 
 
+Filter = Callable[[Query, Candidates], Mask]
+
+
+def filters_of(config: MineConfig) -> dict[str, Filter]:
+    """The filters that the settings ask for by name, in the order in which they are applied."""
+    first, last = map(int, config.range_for_sampling.split("-"))
+    bounded: dict[str, tuple[Callable[[float, Query, Candidates], Mask], float | None]] = {
+        "near_duplicate": (near_duplicate, config.near_duplicate),
+        "min_score": (min_score, config.min_score),
+        "max_score": (max_score, config.max_score),
+        "absolute_margin": (absolute_margin, config.absolute_margin),
+        "relative_margin": (relative_margin, config.relative_margin),
+    }
+    return {
+        "rank_window": partial(rank_window, first, last),
+        "positive_id": positive_id,
+        "related_id": related_id,
+        "positive_text": positive_text,
+        "positive_after_title": positive_after_title,
+        "query_text": query_text,
+        **{name: partial(drops, bound) for name, (drops, bound) in bounded.items() if bound is not None},
+        "repeated_text": repeated_text,  # the last: what another filter drops must not stand for its equals
+    }
+
+
+def apply_filters(
+    filters: Mapping[str, Filter], query: Query, candidates: Candidates
+) -> tuple[Candidates, Counter[str]]:
+    """What all filters leave, and how many each dropped of those that the ones before it left; none is no entry."""
+    dropped = Counter[str]()
+    for name, drops in filters.items():
+        mask = drops(query, candidates)
+        if mask.any():
+            dropped[name] = int(mask.sum())
+            candidates = candidates.keep(~mask)
+    return candidates, dropped
+
+
+@lru_cache(maxsize=512)  # several filters ask for the same candidates, one filter after the other
 def same_text(text: str) -> str:
-    """The text with runs of white space made one blank: what counts as identical."""
-    return " ".join(text.split())
+    """The text as it is compared: compatible characters (NFKC) and upper and lower case alike, white space one blank.
+
+    Texts are the same if this is; it may have other letters than the text.
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def positive_id(query: Query, candidate: Candidate, seen: Seen) -> bool:
+def rank_window(first: int, last: int, query: Query, candidates: Candidates) -> Mask:
+    """Lies outside the ranks first to last - 1; what has no rank is not asked for it."""
+    ranks = candidates.ranks
+    return (ranks >= 0) & ((ranks < first) | (ranks >= last))
+
+
+def positive_id(query: Query, candidates: Candidates) -> Mask:
     """Is one of the query's positives."""
-    return candidate.id in query.positive_ids
+    return _mask(name in query.positive_ids for name in candidates.ids)
 
 
-def positive_text(query: Query, candidate: Candidate, seen: Seen) -> bool:
+def related_id(query: Query, candidates: Candidates) -> Mask:
+    """Was judged to have something to do with the query."""
+    return _mask(name in query.related_ids for name in candidates.ids)
+
+
+def positive_text(query: Query, candidates: Candidates) -> Mask:
     """Reads like one of the query's positives."""
-    return same_text(candidate.text) in query.positive_texts
+    positives = {same_text(text) for text in query.positive_texts}
+    return _mask(same_text(text) in positives for text in candidates.texts)
 
 
-def positive_after_title(query: Query, candidate: Candidate, seen: Seen) -> bool:
+def positive_after_title(query: Query, candidates: Candidates) -> Mask:
     """Ends with one of the query's positives: corpora hold "title text" where rows may hold the bare text."""
-    text = same_text(candidate.text)
-    return any(text.endswith(f" {positive}") for positive in query.positive_texts)
+    endings = tuple(f" {same_text(text)}" for text in query.positive_texts)
+    return _mask(same_text(text).endswith(endings) for text in candidates.texts)
 
 
-def query_text(query: Query, candidate: Candidate, seen: Seen) -> bool:
+def near_duplicate(bound: float, query: Query, candidates: Candidates) -> Mask:
+    """Shares with a positive at least `bound` of their 3-grams of words; exactly so much is dropped too."""
+    return near_duplicates(query.positive_texts, candidates.texts, bound)
+
+
+def query_text(query: Query, candidates: Candidates) -> Mask:
     """Is the query itself."""
-    return same_text(candidate.text) == same_text(query.text)
+    asked = same_text(query.text)
+    return _mask(same_text(text) == asked for text in candidates.texts)
 
 
-def repeated_text(query: Query, candidate: Candidate, seen: Seen) -> bool:
-    """Reads like a candidate that was kept."""
-    return same_text(candidate.text) in seen.texts
+def min_score(bound: float, query: Query, candidates: Candidates) -> Mask:
+    """Scores below the bound."""
+    return candidates.scores < np.float32(bound)
 
 
-FILTERS: dict[str, Callable[[Query, Candidate, Seen], bool]] = {
-    "positive_id": positive_id,
-    "positive_text": positive_text,
-    "positive_after_title": positive_after_title,
-    "query_text": query_text,
-    "repeated_text": repeated_text,
-}
+def max_score(bound: float, query: Query, candidates: Candidates) -> Mask:
+    """Scores above the bound."""
+    return candidates.scores > np.float32(bound)
 
 
-def drop_reason(query: Query, candidate: Candidate, seen: Seen) -> str | None:
-    """The first filter that drops the candidate, by name; None keeps it and remembers it."""
-    for name, drops in FILTERS.items():
-        if drops(query, candidate, seen):
-            return name
-    seen.texts.add(same_text(candidate.text))
-    return None
+def absolute_margin(margin: float, query: Query, candidates: Candidates) -> Mask:
+    """Scores above the positive minus the margin; nothing, where the positive's score is not known."""
+    positive = query.positive_score
+    return max_score(float("inf") if positive is None else positive - margin, query, candidates)
+
+
+def relative_margin(margin: float, query: Query, candidates: Candidates) -> Mask:
+    """Scores above p - |p| x margin, p the positive's score; nothing, where that is not known.
+
+    For p > 0 this is (1 - margin) x p, TopK-PercPos of NV-Retriever (arXiv 2407.15831); for p < 0 that would lie above
+    p, so that a larger margin would drop less.
+    """
+    positive = query.positive_score
+    return max_score(float("inf") if positive is None else positive - abs(positive) * margin, query, candidates)
+
+
+def repeated_text(query: Query, candidates: Candidates) -> Mask:
+    """Reads like a better one."""
+    texts = [same_text(text) for text in candidates.texts]
+    first: dict[str, int] = {}
+    return _mask(first.setdefault(text, i) != i for i, text in enumerate(texts))
+
+
+def _mask(flags: Iterable[bool]) -> Mask:
+    return np.fromiter(flags, np.bool_)

@@ -1,4 +1,4 @@
-"""Many texts to vectors, or pairs to a reranker's scores, without gradients: sorted by length, batched by tokens."""
+"""Many texts to vectors, without gradients: sorted by length, batched by tokens."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rayembed.models.embedder import Embedder, pad_chunks
-from rayembed.models.loading import load_tokenizer, resolve
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -68,59 +67,3 @@ def encode(
         vectors: Tensor = model.embed(batch)
     result: NDArray[np.float32] = vectors.cpu().numpy()
     return result
-
-
-class Reranker:
-    """A cross-encoder with one logit a (query, passage) pair."""
-
-    def __init__(self, name_or_path: str, *, device: torch.device, trust_remote_code: bool = False) -> None:
-        folder = resolve(name_or_path)
-        self.tokenizer = load_tokenizer(name_or_path, padding_side="right", trust_remote_code=trust_remote_code)
-        self.model = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=trust_remote_code
-        )
-        if self.model.config.num_labels != 1:
-            raise ValueError(
-                f"{name_or_path} has {self.model.config.num_labels} labels; a teacher has one score, set score.model "
-                "to a reranker or an embedder"
-            )
-        self.model.eval().to(device)
-        self.device = device
-
-    @torch.inference_mode()
-    def score(
-        self, pairs: Sequence[tuple[str, str]], *, max_len: int, tokens_per_batch: int, dtype: torch.dtype
-    ) -> NDArray[np.float32]:
-        """Raw logits [N] of N (query, passage) pairs, in their order.
-
-        Pairs are cut to `max_len` at the passage; where the query takes more than three quarters, at both.
-        """
-        encoded = self._tokenize(pairs, max_len)
-        scores = np.empty(len(pairs), np.float32)
-        order = sorted(range(len(pairs)), key=lambda i: -len(encoded[i]["input_ids"]))
-        start = 0
-        while start < len(order):
-            count = max(1, tokens_per_batch // len(encoded[order[start]]["input_ids"]))
-            rows = order[start : start + count]
-            inputs = self.tokenizer.pad([encoded[i] for i in rows], return_tensors="pt").to(self.device)
-            with autocast(dtype, self.device):
-                logits = self.model(**inputs).logits
-            scores[rows] = logits.float().reshape(len(rows)).cpu().numpy()
-            start += count
-        return scores
-
-    def _tokenize(self, pairs: Sequence[tuple[str, str]], max_len: int) -> list[dict[str, list[int]]]:
-        if not pairs:
-            return []
-        queries = self.tokenizer([query for query, _ in pairs], add_special_tokens=False)["input_ids"]
-        longest = max_len * 3 // 4 - self.tokenizer.num_special_tokens_to_add(pair=True)
-        encoded: list[dict[str, list[int]]] = [{}] * len(pairs)
-        for truncation, long in (("only_second", False), ("longest_first", True)):  # the first fails on a long query
-            rows = [i for i, ids in enumerate(queries) if (len(ids) > longest) == long]
-            if rows:
-                found = self.tokenizer(
-                    [pairs[i][0] for i in rows], [pairs[i][1] for i in rows], truncation=truncation, max_length=max_len
-                )
-                for position, row in enumerate(rows):
-                    encoded[row] = {key: values[position] for key, values in found.items()}
-        return encoded

@@ -63,10 +63,16 @@ def load_config(name_or_path: str, *, trust_remote_code: bool = False) -> Any:  
         ) from error
 
 
-def is_reranker(name_or_path: str, *, trust_remote_code: bool = False) -> bool:
-    """Whether the checkpoint has a sequence-classification head."""
-    config = load_config(name_or_path, trust_remote_code=trust_remote_code)
-    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+def teacher_kind(name_or_path: str, *, trust_remote_code: bool = False) -> str:
+    """What scores of a checkpoint are: reranker, decoder-reranker or embedder, by the class that its config names.
+
+    A decoder with sentence-transformers files (modules.json) is an embedder.
+    """
+    names = load_config(name_or_path, trust_remote_code=trust_remote_code).architectures or ()
+    if any(name.endswith("ForSequenceClassification") for name in names):
+        return "reranker"
+    decoder = any(name.endswith("ForCausalLM") for name in names)
+    return "decoder-reranker" if decoder and _stored(name_or_path, "modules.json") is None else "embedder"
 
 
 def pooling_of(config: ModelConfig) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from rayembed.report import evaluation, reading, wording
 from rayembed.report.rendering import counts_tables, render
+from rayembed.report.rounds import rounds_section
 from rayembed.report.training import training_section
 
 HARVEST_FILE = "harvest.json"  # in harvest.output, a folder of the user's
@@ -50,6 +51,7 @@ def _content(run_folder: Path) -> dict[str, Any]:
         "similarity_figures": similarities and evaluation.similarity_figures(similarities),
         "similarity_rows": similarities and evaluation.similarity_rows(similarities),
         "examples": evaluation.examples(lambda: reading.read_rows(run_folder, "evaluate/per_query.jsonl")),
+        "rounds": rounds_section(run_folder),
         "harvest": counts_tables(_harvest(run_folder)),
         "mine": counts_tables(reading.read_json(run_folder, "mine/stats.json")),
         "score": counts_tables(reading.read_json(run_folder, "score/stats.json")),

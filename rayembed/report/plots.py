@@ -105,7 +105,13 @@ def similarities(name: str, summary: dict[str, Any], *, x_limits: tuple[float, f
 
 
 def histogram(
-    name: str, edges: Sequence[float], counts: Mapping[str, Sequence[int]], *, x_label: str, label: str
+    name: str,
+    edges: Sequence[float],
+    counts: Mapping[str, Sequence[int]],
+    *,
+    x_label: str,
+    label: str,
+    mark: float | None = None,
 ) -> Markup:
     """Shares of negatives, or of negatives and positives, in equal bins.
 
@@ -115,6 +121,7 @@ def histogram(
         counts: [B] of `negatives` and, where there are two, `positives`; each is drawn as shares of its sum.
         x_label: of the axis.
         label: what the image shows, for readers who do not see it.
+        mark: x value of an upright line; the axis is widened to show it. None: no line.
     """
     with _style(name):
         figure, axes = _empty()
@@ -124,6 +131,9 @@ def histogram(
             axes.stairs(shares, edges, fill=True, color=colour, alpha=0.3, linewidth=0)
             axes.stairs(shares, edges, color=colour, linewidth=1.5, linestyle=line, label=side)
         axes.set_xlim(edges[0], edges[-1])
+        if mark is not None:
+            axes.set_xlim(min(edges[0], mark), max(edges[-1], mark))
+            axes.axvline(mark, color=INK, linewidth=1)
         axes.set_ylim(bottom=0)
         axes.set_ylabel("share")
         axes.set_xlabel(x_label)

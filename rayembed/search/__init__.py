@@ -1,1 +1,1 @@
-"""Exact top-k over one shard of the corpus, and the merge of the shards' top-ks."""
+"""Top-k over some passages, exact or approximate, and the merge of top-ks. To add a backend: see backends.py."""

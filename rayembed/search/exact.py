@@ -1,82 +1,113 @@
-"""The k best passages of one shard for every query, by inner product, exactly: ties go by passage id.
+"""The k best of some passages for every query, by inner product: ties go by passage id.
 
-FAISS finds the candidates, but its scores differ in the last bit with the number of queries in a call, and it does not
-say which of several equal passages it gives; identical passages (a licence text, a copied paragraph) are common. So
-candidates are scored again one by one, by a sum whose result depends on the two vectors alone, and where passages that
-FAISS left out could tie with the k-th, all of the shard's are looked at. The result is then the same for any shards.
+An index finds the candidates, but its scores differ in the last bit with the number of queries in a call and from
+backend to backend, and it does not say which of several equal passages it gives; identical passages (a licence text, a
+copied paragraph) are common. So candidates are scored again, by a sum whose result depends on the two vectors alone,
+and where an exact index could have left out passages that tie with the k-th, all of them are looked at. The result is
+then the same for any exact backend and however the corpus is cut.
 """
 
-from typing import Any
-
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-GPU_MOST = 2048  # FAISS on a GPU finds no more than this many a query
+from rayembed.search.backends import Index, open_index
+from rayembed.search.merge import IdsOf, Top, merge_top_k
+
+QUERIES_PER_SEARCH = 1024
+RESCORED_BYTES = 4 << 20  # passages that are scored again at once: what a cache holds
+LONGEST_SUM = 8192  # numpy cuts longer sums, and where depends on how many there are
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
 
 
 def top_k(
-    queries: NDArray[np.float32],
-    passages: NDArray[np.float32],
-    id_ranks: NDArray[np.int64],
+    queries: Floats,
+    passages: Floats,
+    ids_of: IdsOf,
     k: int,
     *,
-    use_gpu: bool = False,
-    queries_per_search: int = 1024,
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The k best passages of a shard for each query.
+    index: Index | None = None,
+    queries_per_search: int = QUERIES_PER_SEARCH,
+) -> Top:
+    """The k best passages for each query.
 
     Args:
         queries: [Q, D].
-        passages: [P, D], the shard.
-        id_ranks: [P] place of each passage's id among the shard's sorted ids; decides ties.
+        passages: [P, D].
+        ids_of: what sorts as the ids of passages do, by row; asked only where scores tie.
         k: at least 1; cut to P.
-        use_gpu: search on this process's GPU.
-        queries_per_search: queries given to FAISS at once; bounds memory.
+        index: of the passages. None: flat. An approximate one may miss some of the k best; a query that it finds fewer
+            than k passages for is searched exactly.
+        queries_per_search: queries given to the index at once; bounds memory.
 
     Returns:
-        Scores [Q, min(k, P)] in descending order, and rows in the shard [Q, min(k, P)].
+        Scores [Q, min(k, P)] in descending order, and rows of `passages` [Q, min(k, P)].
     """
     k = min(k, len(passages))
     passages = np.ascontiguousarray(passages, np.float32)
-    index: Any = faiss.IndexFlatIP(passages.shape[1])
-    if use_gpu:
-        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
-    index.add(passages)
-    fetched = min(k + k // 8 + 8, len(passages))  # the surplus shows, for most queries, that none is left out
-    if use_gpu:
-        fetched = min(fetched, max(k, GPU_MOST))
+    index = index or open_index("flat", passages)
     longest = float(np.sqrt(np.einsum("pd,pd->p", passages, passages).max()))
     scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
     for start in range(0, len(queries), queries_per_search):
         block = np.ascontiguousarray(queries[start : start + queries_per_search], np.float32)
-        found_scores, found_rows = index.search(block, fetched)
-        for i, query in enumerate(block):
-            found = found_rows[i]
-            own = _products(passages, found, query)
-            if fetched < len(passages):
-                error = _rounding(query, longest)
-                least = np.partition(own, -k)[-k]
-                if least <= found_scores[i, -1] + error:
-                    found = np.flatnonzero(passages @ query >= least - error)
-                    own = _products(passages, found, query)
-            order = np.lexsort((id_ranks[found], -own))[:k]
-            scores[start + i], rows[start + i] = own[order], found[order]
+        error = _rounding(block, longest)
+        found, own, unsure = _candidates(block, passages, k, index, error)
+        known = np.flatnonzero(~unsure)
+        if len(known):
+            scores[start + known], rows[start + known] = merge_top_k([own[known]], [found[known]], k, ids_of)
+        for i in np.flatnonzero(unsure):
+            scores[start + i], rows[start + i] = _of_all(block[i : i + 1], passages, ids_of, k, 2 * error[i])
     return scores, rows
 
 
-def _products(
-    passages: NDArray[np.float32], rows: NDArray[np.int64], query: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Inner products of a query and some passages; BLAS, unlike einsum, adds up differently for other shapes."""
-    products: NDArray[np.float32] = np.einsum("pd,d->p", passages[rows], query)
-    return products
+def _candidates(
+    queries: Floats, passages: Floats, k: int, index: Index, error: Floats
+) -> tuple[Ints, Floats, NDArray[np.bool_]]:
+    """Rows [Q, at least k] and their scores, and [Q] whether the k best may not be among them."""
+    fetched = k
+    if index.exact:
+        fetched += k // 8 + 8  # the surplus shows, for most queries, that none is left out
+    fetched = min(fetched, len(passages), max(index.most or fetched, k))
+    found_scores, found = index.search(queries, fetched)
+    own = products(passages, found, queries)
+    unsure: NDArray[np.bool_] = found[:, -1] < 0
+    if index.exact and fetched < len(passages):
+        least = np.partition(own, -k, axis=1)[:, -k]
+        unsure = least <= found_scores[:, -1] + error
+    return found, own, unsure
 
 
-def _rounding(query: NDArray[np.float32], longest: float) -> float:
-    """More than two float32 inner products of the same vectors can differ by, however each is added up.
+def _of_all(query: Floats, passages: Floats, ids_of: IdsOf, k: int, error: float) -> Top:
+    """The k best of all passages for one query [1, D]."""
+    rough = passages @ query[0]
+    found = np.flatnonzero(rough >= np.partition(rough, -k)[-k] - error)[None]
+    scores, rows = merge_top_k([products(passages, found, query)], [found], k, ids_of)
+    return scores[0], rows[0]
+
+
+def products(passages: Floats, rows: Ints, queries: Floats) -> Floats:
+    """Inner products [Q, K] of queries [Q, D] and passages by row [Q, K], each a function of the two vectors alone.
+
+    BLAS, unlike einsum, adds up differently for other shapes.
+    """
+    found = np.empty(rows.shape, np.float32)
+    step = max(RESCORED_BYTES // max(4 * rows.shape[1] * passages.shape[1], 1), 1)
+    for start in range(0, len(rows), step):
+        taken, asked = passages[rows[start : start + step]], queries[start : start + step]
+        parts = [
+            np.einsum("qkd,qd->qk", taken[..., first : first + LONGEST_SUM], asked[:, first : first + LONGEST_SUM])
+            for first in range(0, passages.shape[1], LONGEST_SUM)
+        ]
+        found[start : start + step] = sum(parts[1:], parts[0])
+    return found
+
+
+def _rounding(queries: Floats, longest: float) -> Floats:
+    """[Q] more than two float32 inner products of the same vectors can differ by, however each is added up.
 
     Source: Higham, Accuracy and Stability of Numerical Algorithms, section 3.1.
     """
     unit = float(np.finfo(np.float32).eps) / 2
-    return 2.1 * len(query) * unit * float(np.linalg.norm(query)) * longest
+    error: Floats = 2.1 * queries.shape[1] * unit * np.linalg.norm(queries, axis=1) * longest
+    return error

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Top = tuple[NDArray[np.float32], NDArray[np.int64]]
-IdsOf = Callable[[NDArray[np.int64]], NDArray[np.str_]]
+IdsOf = Callable[[NDArray[np.int64]], NDArray[np.str_] | NDArray[np.int64]]
 SHARDS_AT_ONCE = 8  # more hold more in memory, fewer sort the best so far more often
 
 
@@ -18,7 +18,8 @@ def merge_top_k(scores: Sequence[NDArray[np.float32]], rows: Sequence[NDArray[np
         scores: of each shard [Q, k'].
         rows: of each shard [Q, k'], row numbers in the whole corpus.
         k: at least 1.
-        ids_of: ids of passages by row number; asked only about passages that may be in the result and tie.
+        ids_of: ids of passages by row number, or numbers that sort as they do; asked only about passages that may be in
+            the result and tie.
 
     Returns:
         Scores and rows [Q, at most k], best first.
@@ -29,14 +30,29 @@ def merge_top_k(scores: Sequence[NDArray[np.float32]], rows: Sequence[NDArray[np
     descending = np.take_along_axis(all_scores, order, axis=1)
     alike = np.zeros((len(descending), descending.shape[1] + 1), np.bool_)  # whether it scores as the one before
     alike[:, 1:-1] = descending[:, 1:] == descending[:, :-1]
-    possible = descending >= descending[:, width - 1 : width]
-    tied = np.zeros(all_scores.shape, np.bool_)
-    np.put_along_axis(tied, order, (alike[:, :-1] | alike[:, 1:]) & possible, axis=1)
-    places = np.zeros(all_scores.shape, np.int64)
-    if tied.any():
-        places[tied] = np.unique(ids_of(all_rows[tied]), return_inverse=True)[1]
-    order = np.lexsort((places, -all_scores), axis=1)[:, :width]
+    alike[:, :-1] |= alike[:, 1:]
+    tied = alike[:, :-1] & (descending >= descending[:, width - 1 : width])
+    unsettled = np.flatnonzero(tied.any(axis=1))
+    if len(unsettled):
+        order[unsettled] = _by_id(all_scores[unsettled], all_rows[unsettled], order[unsettled], tied[unsettled], ids_of)
+    order = order[:, :width]
     return np.take_along_axis(all_scores, order, axis=1), np.take_along_axis(all_rows, order, axis=1)
+
+
+def _by_id(
+    scores: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    order: NDArray[np.int64],
+    tied: NDArray[np.bool_],
+    ids_of: IdsOf,
+) -> NDArray[np.int64]:
+    """Order of each query's scores with those that tie by id; `tied` is by place in the order that they have now."""
+    here = np.zeros(scores.shape, np.bool_)
+    np.put_along_axis(here, order, tied, axis=1)
+    places = np.zeros(scores.shape, np.int64)
+    places[here] = np.unique(ids_of(rows[here]), return_inverse=True)[1]
+    ordered: NDArray[np.int64] = np.lexsort((places, -scores), axis=1)
+    return ordered
 
 
 def fold_top_k(shards: Iterable[Top], k: int, ids_of: IdsOf, *, shards_at_once: int = SHARDS_AT_ONCE) -> Top:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rayembed.data import beir
-from rayembed.data.beir import Judgement, check_ids, read_qrels, training_rows
+from rayembed.data.beir import BELOW_MIN_GRADE, Judgement, check_ids, read_qrels, training_rows
 from rayembed.data.problems import Report
 from rayembed.data.store import PASSAGES, QUERIES, Store, StoreWriter
 
@@ -93,7 +93,9 @@ def test_rows_are_joined_in_the_order_of_the_qrels(tmp_path: Path, monkeypatch: 
     judgements, report = read(
         path, "q3\td3\t1\nq1\td2\t1\nq4\td1\t0\nq3\td1\t2\nq2\td2\t1\nq2\td1\t-1\nq1\tx\t1\ny\td1\t1\n"
     )
-    found = list(training_rows(judgements, str(path), dataset="set", corpus=corpus, queries=queries, report=report))
+    found = list(
+        training_rows(judgements, str(path), dataset="set", corpus=corpus, queries=queries, min_grade=1, report=report)
+    )
     rows = [(row["query_id"], row["query"], row["pos"], row["pos_ids"]) for _, row in found]
     assert rows == [
         ("q3", "c", ["three", "one"], ["d3", "d1"]),
@@ -102,4 +104,30 @@ def test_rows_are_joined_in_the_order_of_the_qrels(tmp_path: Path, monkeypatch: 
     ]
     assert [record.line for record, _ in found] == [1, 2, 5]
     assert all(row["prompt"] == "p" and row["dataset"] == "set" and row["neg"] == [] for _, row in found)
+    assert all(row["related_ids"] is None for _, row in found)
     assert report.counts["queries without a positive"] == 1
+    assert BELOW_MIN_GRADE not in report.counts
+
+
+@pytest.mark.parametrize(
+    ("min_grade", "expected"),
+    [
+        (1, {"q1": (["d1", "d2", "d3"], None), "q2": (["d3"], None), "q3": (["d1"], None)}),
+        (2, {"q1": (["d2", "d3"], ["d1"]), "q3": (["d1"], None)}),
+        (3, {"q1": (["d3"], ["d1", "d2", "absent"])}),
+        (4, {}),
+    ],
+)
+def test_judgements_below_the_least_grade_are_related(
+    tmp_path: Path, min_grade: int, expected: dict[str, tuple[list[str], list[str] | None]]
+) -> None:
+    corpus = store(tmp_path / "c", {f"d{i}": f"text {i}" for i in range(6)})
+    queries = store(tmp_path / "q", {f"q{i}": f"query {i}" for i in range(4)}, queries=True)
+    lines = ["q1 0 d1 1", "q1 0 d2 2", "q1 0 d3 3", "q1 0 absent 2", "q1 0 d4 0", "q1 0 d5 -1", "q2 0 d3 1"]
+    judgements, report = read(tmp_path / "train.tsv", "\n".join([*lines, "q3 0 d1 2"]))
+    rows = training_rows(
+        judgements, "train.tsv", dataset="s", corpus=corpus, queries=queries, min_grade=min_grade, report=report
+    )
+    assert {row["query_id"]: (row["pos_ids"], row["related_ids"]) for _, row in rows} == expected
+    assert report.counts["queries without a positive"] == 3 - len(expected)
+    assert report.counts.get(BELOW_MIN_GRADE, 0) == {1: 0, 2: 2, 3: 5, 4: 6}[min_grade]

@@ -103,6 +103,13 @@ def test_rows_get_the_ids_that_the_corpus_has_for_their_texts(corpus: Store, mon
     assert [each["pos"] for each in found] == [each["pos"] for each in rows]
 
 
+def test_related_passages_get_every_id_that_may_be_theirs(corpus: Store) -> None:
+    rows = [row("a", {}, {}) | {"related_ids": names} for names in (["1", "2", "9"], ["9"], [], None)]
+    found = [each["related_ids"] for each in with_ids_of(corpus, rows, ["b", "c"])]
+    assert found == [["1", "b:1", "2", "c:2", "9"], ["9"], [], None]
+    assert next(with_ids_of(corpus, [row("b", {}, {}) | {"related_ids": ["1"]}], []))["related_ids"] == ["1", "b:1"]
+
+
 def test_positives_that_the_corpus_has_not_are_counted_with_their_row(tmp_path: Path, corpus: Store) -> None:
     writer = StoreWriter(tmp_path / "rows", ROWS, 2)
     for each in (row("a", {"1": "x"}, {"7": "n"}), row("a", {"2": "y", "8": "p"}, {}), row("b", {"9": "p"}, {})):

@@ -85,6 +85,19 @@ def test_a_beir_folder_gives_rows_corpus_and_evaluation(tmp_path: Path, folder: 
     assert prepared.report.counts["evaluation queries"] == 2
 
 
+def test_the_least_grade_makes_other_rows(tmp_path: Path, folder: str) -> None:
+    with (Path(folder) / "qrels/train.tsv").open("a") as file:
+        file.write("q0\td5\t2\nq4\td1\t2\n")
+    found = {}
+    for grade in (1, 2, 3):
+        prepared = prepare(experiment(tmp_path, train=[folder], corpus=[folder], min_grade=grade))
+        rows = contents(prepared.rows)
+        found[grade] = {row["query_id"]: (row["pos_ids"], row["related_ids"]) for row in rows}
+    everything = {"q2": (["d0"], None), "q0": (["d1", "d2", "d5"], None), "q1": (["d3"], None), "q4": (["d1"], None)}
+    assert found == {1: everything, 2: {"q0": (["d5"], ["d1", "d2"]), "q4": (["d1"], None)}, 3: {}}
+    assert "6 judgements are below data.min_grade" in next(prepared.report.errors.lines())
+
+
 def test_only_what_is_asked_for(tmp_path: Path, folder: str) -> None:
     whole = experiment(tmp_path, train=[folder], evaluation=folder)
     prepared = prepare(whole, rows=False, evaluation=False)

@@ -22,7 +22,12 @@ def triplets(number: int, queries: int) -> list[Row]:
     """Queries that come up once, twice or often, in any order."""
     rng = random.Random(number)
     return [
-        {"query": f"q{rng.randrange(queries)}", "pos": [f"text {i}"], "pos_ids": [f"p{i}"] if i % 3 else None}
+        {
+            "query": f"q{rng.randrange(queries)}",
+            "pos": [f"text {i}"],
+            "pos_ids": [f"p{i}"] if i % 3 else None,
+            "related_ids": [f"r{i}", f"r{i + 1}"] if i % 2 else None,
+        }
         for i in range(number)
     ]
 
@@ -35,7 +40,8 @@ def check(store: Store, rows: list[Row]) -> None:
         assert row["query"] == own["query"]
         assert row["pos"][0] == own["pos"][0], "its own come first"
         assert sorted(row["pos"]) == sorted({text for other in same for text in other["pos"]})
-        assert sorted(row["pos_ids"]) == sorted({name for other in same for name in other["pos_ids"] or ()})
+        for column in ("pos_ids", "related_ids"):
+            assert sorted(row[column]) == sorted({name for other in same for name in other.get(column) or ()})
 
 
 @pytest.mark.parametrize(("number", "queries"), [(1, 1), (9, 1), (30, 10), (60, 40), (13, 10_000)])

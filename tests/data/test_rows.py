@@ -41,9 +41,10 @@ def test_flag_embedding_row_with_all_columns() -> None:
         "prompt": " Find: ",
         "type": "normal",
         "dataset": "mine",
+        "related_ids": [4, "5"],
     }
     row, report = parsed(value)
-    assert row == value | {"query_id": "12", "neg_ids": ["2", "3"]}
+    assert row == value | {"query_id": "12", "neg_ids": ["2", "3"], "related_ids": ["4", "5"]}
     assert isinstance(row["pos_scores"][0], float)
     assert report.warnings.total == 0
 
@@ -55,6 +56,7 @@ def test_ids_come_from_the_texts_and_the_dataset_is_the_file() -> None:
     assert row["pos"] == ["yes"]
     assert row["pos_ids"] == [sha("p", "yes")]
     assert (row["neg"], row["neg_ids"], row["neg_scores"], row["dataset"]) == ([], [], None, "a.jsonl")
+    assert row["related_ids"] is None
 
 
 def test_positive_scores_alone_are_complete_where_there_are_no_negatives() -> None:
@@ -98,6 +100,8 @@ def test_triplets(negative: str | None) -> None:
         ({"pos_scores": [float("inf")]}, "pos_scores is not a number", "pos_scores[0]: found inf"),
         ({"pos_ids": ["1", "2"]}, "pos_ids does not fit", "pos_ids: found 2 ids, allowed: a list of 1"),
         ({"neg_ids": ["1", 2.5]}, "ids are wrong", "neg_ids[1]: found a number"),
+        ({"related_ids": "1"}, "related_ids is not a list", "related_ids: found a text, allowed: a list of ids"),
+        ({"related_ids": ["1", None]}, "ids are wrong", "related_ids[1]: found null"),
         ({"query_id": ""}, "ids are wrong", "query_id: found an empty text"),
         ({"prompt": 3}, "prompt is not text", "prompt: found a number"),
         ({"prompt": "\ud800"}, "prompt is not text", "prompt: the text holds half a character"),

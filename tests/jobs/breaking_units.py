@@ -2,8 +2,11 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
+
+import ray
 
 
 class Breaking:
@@ -23,6 +26,13 @@ class Breaking:
         first = len(calls.read_text().splitlines()) == 1
         if spec["does"] == "die" or (spec["does"] == "die once" and first):
             os.kill(os.getpid(), signal.SIGKILL)
+        if spec["does"] == "hang once" and first:  # until somebody kills it
+            time.sleep(120)
+        if spec["does"] == "ray.kill once" and first:  # no restart, says Ray: this actor is gone for good
+            ray.kill(ray.get_runtime_context().current_actor)
+            time.sleep(120)
+        if spec["does"] == "sleep":
+            time.sleep(1.2)
         if spec["does"] == "raise":
             raise ValueError(f"unit {name} holds nonsense")
         (folder / f"{name}.txt").write_text(spec["writes"])

@@ -1,8 +1,11 @@
-"""The job encode: vectors as parquet, from the cache where it has them and never from one of other weights."""
+"""The job encode: files of vectors in the form asked for, from the cache where it has them, never of other weights."""
 
+import json
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,39 +14,79 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from rayembed.config import Experiment
-from rayembed.jobs import encode
+from rayembed.data.embeddings import read_headers, unit_length
+from rayembed.data.prepare import prepare
+from rayembed.data.problems import DataError
+from rayembed.data.storage import working_folder
+from rayembed.data.store import Store
+from rayembed.jobs import encode, units
+from rayembed.jobs.embeddings import given_vectors
+from rayembed.jobs.units import UnitError
+from rayembed.jobs.vectors import Vectors, encode_store
 from tests.jobs.reference_ranking import vectors
-from tests.jobs.toy_data import NUM_PASSAGES, NUM_TRAIN, read_texts
+from tests.jobs.toy_data import NUM_PASSAGES, NUM_TEST, NUM_TRAIN, read_texts
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+PARTS = 3  # of 120 passages, 50 a unit
 
 
-def read(folder: Path) -> tuple[list[str], NDArray[np.float32]]:
+def read(folder: Path, dtype: type[np.generic] = np.float32) -> tuple[list[str], NDArray[Any]]:
     table = pq.read_table(folder)
-    return table.column("id").to_pylist(), np.array(table.column("vector").to_pylist(), np.float32)
+    return table.column("id").to_pylist(), np.array(table.column("vector").to_pylist(), dtype)
 
 
 @pytest.fixture
-def copied(evaluated: Experiment, tmp_path: Path, beir: Path) -> Experiment:
+def copied(evaluated: Experiment, tmp_path: Path) -> Experiment:
     """The run folder of an evaluation, with its model and its vectors."""
     shutil.copytree(evaluated.output_dir, tmp_path / "run")
     return replace(evaluated, output_dir=str(tmp_path / "run"))
 
 
+def asking(experiment: Experiment, **settings: Any) -> Experiment:  # noqa: ANN401 - what YAML may hold
+    return replace(experiment, encode=replace(experiment.encode, **settings))
+
+
+def encoded(experiment: Experiment) -> tuple[Vectors, Vectors]:
+    """Of passages and queries, as the job finds them in the cache."""
+    prepared = prepare(experiment)
+    assert prepared.corpus is not None
+    assert prepared.evaluation is not None
+    stores: list[tuple[Store, str]] = [(prepared.corpus, "passage"), (prepared.evaluation.queries, "query")]
+    model = str(Path(experiment.output_dir) / "model")
+    passages, queries = (encode_store(experiment, store, side, model=model) for store, side in stores)
+    return passages, queries
+
+
 def test_vectors_of_the_tuned_model_come_from_the_cache(
-    copied: Experiment, beir: Path, monkeypatch: pytest.MonkeyPatch
+    copied: Experiment, beir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("rayembed.jobs.units._stream", lambda *_: pytest.fail("a worker was started"))
-    folder = encode.run(copied)
+    stream = units._stream
+    workers: list[str] = []
+    monkeypatch.setattr(
+        units, "_stream", lambda pending, work, *rest: workers.append(work.worker) or stream(pending, work, *rest)
+    )
+    with caplog.at_level(logging.INFO):
+        folder = encode.run(copied)
+    assert set(workers) == {"rayembed.jobs.encode:WriteWorker"}, "nothing was encoded again"
     model = Path(copied.output_dir) / "model"
     passages, queries = read_texts(beir / "corpus.jsonl"), read_texts(beir / "queries.jsonl")
     ids, found = read(folder / "passages")
     assert ids == list(passages)
-    assert len(list((folder / "passages").iterdir())) == -(-NUM_PASSAGES // copied.encode.passages_per_unit)
+    names = sorted(path.name for path in (folder / "passages").iterdir())
+    assert names == [f"part-{i:05d}.parquet" for i in range(PARTS)]
     np.testing.assert_allclose(found, vectors(model, list(passages.values()), 48), atol=1e-5)
     ids, found = read(folder / "queries")
     assert ids == list(queries)[NUM_TRAIN:], "those that are judged"
     np.testing.assert_allclose(found, vectors(model, [queries[name] for name in ids], 24), atol=1e-5)
+
+    summary = json.loads((folder / "encode.json").read_text())
+    assert (summary["model"], summary["dimension"], summary["dtype"]) == (str(model), 64, "float32")
+    sizes = sum(path.stat().st_size for path in (folder / "passages").iterdir())
+    assert summary["passages"] == {"rows": NUM_PASSAGES, "files": PARTS, "bytes": sizes}
+    assert summary["queries"]["rows"] == NUM_TEST
+    (line,) = [record.message for record in caplog.records if record.message.startswith("encode: 1")]
+    assert line.startswith("encode: 140 vectors of 64 dimensions, float32 in parquet, ")
+    assert "a second" in line
 
 
 def test_other_weights_are_encoded_anew(copied: Experiment, beir: Path) -> None:
@@ -56,3 +99,134 @@ def test_other_weights_are_encoded_anew(copied: Experiment, beir: Path) -> None:
     texts = list(read_texts(beir / "corpus.jsonl").values())
     np.testing.assert_allclose(after, vectors(model, texts, 48), atol=1e-5)
     assert np.abs(after - before).max() > 0.1
+
+
+def test_another_model_is_encoded_with_where_it_is_named(copied: Experiment, tiny_model: Path, beir: Path) -> None:
+    folder = encode.run(asking(copied, model=str(tiny_model)))
+    texts = list(read_texts(beir / "corpus.jsonl").values())
+    np.testing.assert_allclose(read(folder / "passages")[1], vectors(tiny_model, texts, 48), atol=1e-5)
+    assert json.loads((folder / "encode.json").read_text())["model"] == str(tiny_model)
+
+
+@pytest.mark.parametrize("form", ["parquet", "npy"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_what_is_written_is_read_back_as_given_embeddings(copied: Experiment, form: str, dtype: str) -> None:
+    passages, queries = encoded(copied)
+    folder = encode.run(asking(copied, output_format=form, output_dtype=dtype))
+    (first, *_) = read_headers([str(folder / "passages")], setting="")
+    assert first.kind == {"parquet": "parquet", "npy": "npy with ids beside"}[form]
+    if form == "npy":
+        assert np.load(folder / "passages" / "part-00001.npy").dtype == dtype
+        assert not list((folder / "passages").glob("*partial*"))
+    else:
+        assert pq.read_schema(folder / "passages" / "part-00001.parquet").field(
+            "vector"
+        ).type.value_type == dtype.replace("float16", "halffloat")
+    for own, name in ((passages, "passages"), (queries, "queries")):
+        given = given_vectors(copied, own.store, [str(folder / name)], setting="mine.corpus_embeddings")
+        expected = own.all() if dtype == "float32" else unit_length(own.all().astype(dtype).astype(np.float32))
+        np.testing.assert_array_equal(given.all(), expected)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_first_dimensions_are_scaled_where_vectors_are(copied: Experiment, normalize: bool) -> None:
+    experiment = replace(copied, train=None, model=replace(copied.model, normalize_embeddings=normalize))
+    full = encoded(experiment)[0].all()[:, :10].astype(np.float64)
+    folder = encode.run(asking(experiment, dimensions=10))
+    expected = full / np.linalg.norm(full, axis=1, keepdims=True) if normalize else full
+    np.testing.assert_allclose(read(folder / "passages")[1], expected, atol=1e-6)
+    assert json.loads((folder / "encode.json").read_text())["dimension"] == 10
+
+
+def test_more_dimensions_than_the_model_has_are_refused_before_ray(
+    copied: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "ray_session", lambda _: pytest.fail("Ray was started"))
+    for job in (encode.run, encode.plan):
+        with pytest.raises(ValueError, match=r"encode\.dimensions is 65, but vectors of .* have 64; allowed: 1 to 64"):
+            job(asking(copied, dimensions=65))
+
+
+def test_binary_vectors_order_passages_as_their_signs_do(copied: Experiment) -> None:
+    passages, queries = encoded(copied)
+    folder = encode.run(asking(copied, output_dtype="binary", output_format="npy", dimensions=60))
+    bits = [np.concatenate([np.load(p) for p in sorted((folder / n).glob("*.npy"))]) for n in ("passages", "queries")]
+    assert [(own.dtype, own.shape[1]) for own in bits] == [(np.dtype(np.uint8), 8)] * 2
+    found = np.unpackbits(bits[1][:, None] ^ bits[0][None], axis=2).sum(axis=2)
+    signs = [own.all()[:, :60] > 0 for own in (passages, queries)]
+    np.testing.assert_array_equal(found, (signs[1][:, None] != signs[0][None]).sum(axis=2))
+
+
+def test_int8_vectors_are_within_a_step_and_rank_alike(copied: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    passages, queries = (own.all() for own in encoded(copied))
+    folder = encode.run(asking(copied, output_dtype="int8"))
+    ranges = json.loads((folder / "int8_ranges.json").read_text())
+    assert ranges["vectors"] == NUM_PASSAGES
+    least, greatest = np.float64(ranges["minimum"]), np.float64(ranges["maximum"])
+    np.testing.assert_allclose([least, greatest], [passages.min(axis=0), passages.max(axis=0)])
+    step = (greatest - least) / 255
+    found = [read(folder / name, np.int8)[1] for name in ("passages", "queries")]
+    assert (found[0].min(), found[0].max()) == (-128, 127)
+    for own, numbers in ((passages, found[0]), (queries, found[1])):
+        back = least + (numbers.astype(np.float64) + 128) * step
+        error = np.clip(own, least, greatest) - back
+        assert (error >= -1e-6).all()
+        assert (error <= step + 1e-6).all(), "queries by the ranges of the passages"
+    middle = [least + (own.astype(np.float64) + 128.5) * step for own in found]
+    exact, close = queries @ passages.T, middle[1] @ middle[0].T
+    assert (exact.argmax(axis=1) == close.argmax(axis=1)).mean() >= 0.95
+
+
+def test_ranges_come_from_a_sample_that_the_seed_draws(copied: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    passages, _ = encoded(copied)
+    monkeypatch.setattr(encode, "SAMPLE", 20)
+    first, again, other = (encode.int8_ranges(passages, seed, 8, scale=False) for seed in (1, 1, 2))
+    assert first == again != other
+    assert first["vectors"] == 20
+    assert len(first["minimum"]) == 8
+
+
+@pytest.mark.parametrize("form", ["parquet", "npy"])
+@pytest.mark.parametrize("dtype", ["int8", "binary"])
+def test_quantized_vectors_are_no_given_embeddings(copied: Experiment, form: str, dtype: str) -> None:
+    folder = encode.run(asking(copied, output_format=form, output_dtype=dtype))
+    with pytest.raises(DataError, match=r"type u?int8, allowed: .*quantised vectors give other scores"):
+        read_headers([str(folder / "passages")], setting="mine.corpus_embeddings")
+
+
+def test_a_killed_run_goes_on_with_what_is_left(
+    copied: Experiment, beir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = asking(copied, output_dtype="int8", output_format="npy")
+    whole = encode.run(replace(experiment, output_dir=copied.output_dir))
+    expected = {path.relative_to(whole): path.read_bytes() for path in whole.rglob("part-*")}
+    shutil.rmtree(whole)
+    stream = units._stream
+    sent: list[str] = []
+
+    def stops(pending: Any, work: Any, *rest: Any) -> Any:  # noqa: ANN401
+        sent.extend(f"{work.folder.name}/{unit.name}" for unit in pending)
+        if len(sent) == PARTS:
+            list(stream(pending[:2], work, *rest))
+            raise UnitError("killed")
+        return stream(pending, work, *rest)
+
+    monkeypatch.setattr(units, "_stream", stops)
+    with pytest.raises(UnitError, match="killed"):
+        encode.run(experiment)
+    assert not whole.exists()
+    assert working_folder(whole).is_dir()
+    sent.clear()
+    monkeypatch.setattr(
+        units,
+        "_stream",
+        lambda pending, work, *rest: (
+            sent.extend(f"{work.folder.name}/{unit.name}" for unit in pending) or stream(pending, work, *rest)
+        ),
+    )
+    encode.run(experiment)
+    assert sent == ["passages/part-00002", "queries/part-00000"]
+    assert {path.relative_to(whole): path.read_bytes() for path in whole.rglob("part-*")} == expected
+    assert {path.name for path in (whole / "passages").iterdir() if path.suffix != ".json"} == {
+        f"part-{i:05d}.npy" for i in range(PARTS)
+    }

@@ -1,51 +1,19 @@
-"""Negatives are drawn evenly from the window, by the query's id alone, and never what they must not be."""
+"""The draw is a function of seed and query id alone, each strategy has its distribution, and limits hold."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
 
-from rayembed.mining.filters import Candidate, Query
-from rayembed.mining.selection import Selection, query_seed, select
+from rayembed.mining.selection import Uses, choose, draw_order, query_seed
 
-QUERY = Query("q", frozenset({"d3"}), frozenset({"text 7"}))
-
-
-def passage(number: int, rank: int = -1) -> Candidate:
-    return Candidate(f"d{number}", f"text {number}", rank, 1 - rank / 1000)
+STRATEGIES = ["random", "top", "weighted"]
 
 
-def window(first: int, last: int) -> list[Candidate]:
-    return [passage(rank, rank) for rank in range(first, last)]
-
-
-def corpus_draw(numbers: Sequence[int]) -> Callable[[np.random.Generator, int], list[Candidate]]:
-    return lambda rng, count: [passage(numbers[int(i)]) for i in rng.integers(len(numbers), size=count)]
-
-
-def pick(
-    candidates: Sequence[Candidate],
-    number: int,
-    *,
-    query_id: str = "q1",
-    draw: Callable[[np.random.Generator, int], list[Candidate]] | None = None,
-) -> Selection:
-    return select(QUERY, candidates, number=number, seed=query_seed(42, query_id), draw=draw)
-
-
-def ids(selection: Selection) -> list[str]:
-    return [negative.id for negative in selection.negatives]
-
-
-def test_the_draw_is_a_function_of_seed_and_query_id() -> None:
-    queries = [f"q{i}" for i in range(30)]
-    forward = {query: ids(pick(window(10, 210), 15, query_id=query)) for query in queries}
-    backward = {query: ids(pick(window(10, 210), 15, query_id=query)) for query in reversed(queries)}
-    assert forward == backward
-    assert len({tuple(found) for found in forward.values()}) == len(queries)
-    assert query_seed(42, "q1") != query_seed(43, "q1")
-    assert ids(select(QUERY, window(10, 210), number=15, seed=query_seed(43, "q1"), draw=None)) != forward["q1"]
+def order(strategy: str, number: int, *, query_id: str = "q1", seed: int = 42) -> list[int]:
+    rng = np.random.default_rng(query_seed(seed, query_id))
+    return draw_order(np.arange(10, 10 + number), strategy=strategy, rng=rng).tolist()
 
 
 def test_the_seed_is_the_same_on_every_machine() -> None:
@@ -53,63 +21,101 @@ def test_the_seed_is_the_same_on_every_machine() -> None:
     assert query_seed(42, "q1") == [42, 3253231047, 1387185079, 1729235282, 3215537831]
 
 
-def test_negatives_are_different_and_in_the_order_of_rank() -> None:
-    for query in range(50):
-        ranks = [negative.rank for negative in pick(window(10, 60), 15, query_id=str(query)).negatives]
-        assert len(ranks) == 15
-        assert ranks == sorted(set(ranks))
-        assert set(ranks) <= set(range(10, 60))
+@pytest.mark.parametrize("strategy", ["random", "weighted"])
+def test_the_draw_is_a_function_of_seed_and_query_id(strategy: str) -> None:
+    queries = [f"q{i}" for i in range(30)]
+    forward = {query: order(strategy, 200, query_id=query) for query in queries}
+    backward = {query: order(strategy, 200, query_id=query) for query in reversed(queries)}
+    assert forward == backward
+    assert len({tuple(found) for found in forward.values()}) == len(queries)
+    assert order(strategy, 200, seed=43) != forward["q1"]
 
 
-def test_all_ranks_are_drawn_alike() -> None:
-    """Each rank is drawn 600 times of 4000 on average; 6 standard deviations are 135."""
-    drawn = Counter(
-        negative.rank for query in range(4000) for negative in pick(window(10, 110), 15, query_id=str(query)).negatives
-    )
-    assert sum(drawn.values()) == 60_000
-    assert set(drawn) == set(range(10, 110))
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("number", [0, 1, 2, 57])
+def test_every_place_is_in_the_order_once(strategy: str, number: int) -> None:
+    assert sorted(order(strategy, number)) == list(range(number))
+
+
+def test_top_is_by_rank() -> None:
+    assert order("top", 9) == list(range(9))
+    found = draw_order(np.array([7, 3, 3, 9, 1]), strategy="top", rng=np.random.default_rng(0))
+    assert found.tolist() == [4, 1, 2, 0, 3]
+
+
+def test_another_strategy_is_refused() -> None:
+    with pytest.raises(ValueError, match="sampling_strategy: found 'best', allowed: random, top, weighted"):
+        order("best", 3)
+
+
+@pytest.mark.parametrize("strategy", ["random", "weighted"])
+def test_every_order_of_three_is_as_likely_as_the_strategy_says(strategy: str) -> None:
+    """6 standard deviations of 6000 draws; weighted: w1/(w1+w2+w3) x w2/(w2+w3) for w = 1, 1/2, 1/3."""
+    drawn = Counter(tuple(order(strategy, 3, query_id=str(query))) for query in range(6000))
+    weights = [1.0, 1.0, 1.0] if strategy == "random" else [1.0, 1 / 2, 1 / 3]
+    for first, second, third in permutations(range(3)):
+        share = weights[first] / sum(weights) * weights[second] / (weights[second] + weights[third])
+        assert abs(drawn[first, second, third] - 6000 * share) < 6 * (6000 * share * (1 - share)) ** 0.5
+
+
+def test_all_places_are_drawn_alike() -> None:
+    """Each place is drawn 600 times of 4000 on average; 6 standard deviations are 135."""
+    drawn = Counter(place for query in range(4000) for place in order("random", 100, query_id=str(query))[:15])
+    assert set(drawn) == set(range(100))
     assert max(abs(count - 600) for count in drawn.values()) < 135
 
 
-def test_never_a_positive_the_query_or_a_text_twice() -> None:
-    candidates = [
-        *window(0, 12),
-        Candidate("copy", "text  5", 12, 0),
-        Candidate("self", " q", 13, 0),
-        Candidate("positive again", "text 7 ", 14, 0),
-    ]
-    selection = pick(candidates, 15, draw=corpus_draw([3, 5, 7, 20, 21]))
-    assert sorted(ids(selection)) == sorted([f"d{i}" for i in (0, 1, 2, 4, 5, 6, 8, 9, 10, 11, 20, 21)])
-    assert selection.dropped == {"positive_id": 1, "positive_text": 2, "repeated_text": 1, "query_text": 1}
-    assert (selection.filled_up, selection.short_by) == (2, 3)
+def test_the_first_allowed_of_the_order_are_chosen_and_put_by_rank() -> None:
+    drawn = np.array([5, 2, 4, 0, 3, 1])
+    allowed = np.array([True, True, False, True, True, True])
+    assert choose(drawn, allowed, 3).tolist() == [0, 4, 5]
+    assert choose(drawn, allowed, 0).tolist() == []
+    assert choose(drawn, allowed, 9).tolist() == [0, 1, 3, 4, 5]
+    assert choose(drawn, np.zeros(6, np.bool_), 3).tolist() == []
+    assert choose(np.empty(0, np.int64), np.empty(0, np.bool_), 3).tolist() == []
 
 
-def test_what_is_missing_is_filled_up_from_the_corpus_and_counted() -> None:
-    selection = pick(window(0, 5), 8, draw=corpus_draw(range(1000)))
-    found = ids(selection)
-    assert found[:4] == ["d0", "d1", "d2", "d4"]  # d3 is a positive
-    assert len(set(found)) == 8
-    assert (selection.filled_up, selection.short_by) == (4, 0)
-    assert found == ids(pick(window(0, 5), 8, draw=corpus_draw(range(1000))))
-    assert found != ids(pick(window(0, 5), 8, query_id="q2", draw=corpus_draw(range(1000))))
+def test_more_negatives_are_the_same_ones_and_others() -> None:
+    for query in range(20):
+        drawn = np.array(order("weighted", 50, query_id=str(query)))
+        everything = np.ones(50, np.bool_)
+        chosen = [set(choose(drawn, everything, number).tolist()) for number in range(51)]
+        assert all(few < more for few, more in pairwise(chosen))
 
 
-def test_a_full_window_is_not_filled_up() -> None:
-    def draw(rng: np.random.Generator, count: int) -> list[Candidate]:
-        raise AssertionError("nothing is missing")
+@pytest.mark.parametrize("limit", [1, 3, None])
+def test_no_passage_is_chosen_more_often_than_the_limit(limit: int | None) -> None:
+    rng = np.random.default_rng(0)
+    uses, counted = Uses(20, limit), Counter[int]()
+    for _ in range(60):
+        rows = rng.permutation(20)[:8]
+        free = uses.free(rows)
+        assert free.tolist() == [limit is None or counted[row] < limit for row in rows.tolist()]
+        uses.count(rows[free][:3])
+        counted.update(rows[free][:3].tolist())
+    assert max(counted.values()) == limit or limit is None
+    rows, counts = uses.most_used(30)
+    assert dict(zip(rows.tolist(), counts.tolist(), strict=True)) == counted
 
-    assert pick(window(10, 20), 10, draw=draw).filled_up == 0
+
+def test_a_row_that_is_counted_twice_at_once_counts_twice() -> None:
+    uses = Uses(5, 2)
+    uses.count(np.array([3, 1, 3]))
+    assert uses.free(np.array([0, 1, 3, 3])).tolist() == [True, True, False, False]
 
 
-def test_without_fill_up_what_is_missing_is_counted() -> None:
-    selection = pick(window(0, 5), 8)
-    assert (len(selection.negatives), selection.filled_up, selection.short_by) == (4, 0, 4)
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 4, 5, 9])
+def test_the_most_used_come_first_and_ties_by_row(number: int) -> None:
+    uses = Uses(10, None)
+    uses.count(np.array([4, 7, 7, 7, 2, 2, 9, 9, 0]))
+    rows, counts = uses.most_used(number)
+    assert rows.tolist() == [7, 2, 9, 0, 4][:number]
+    assert counts.tolist() == [3, 2, 2, 1, 1][:number]
 
 
-@pytest.mark.parametrize("size", [1, 4, 9])
-def test_a_small_corpus_gives_all_it_has(size: int) -> None:
-    selection = pick([], 15, draw=corpus_draw(range(size)))
-    expected = {f"d{i}" for i in range(size)} - {"d3", "d7"}
-    assert set(ids(selection)) == expected
-    assert len(selection.negatives) == selection.filled_up == len(expected)
-    assert selection.short_by == 15 - len(expected)
+def test_the_summary_counts_passages_that_were_chosen() -> None:
+    uses = Uses(10, None)
+    assert uses.summary() == {"passages": 0, "median": 0.0, "most": 0}
+    assert [values.tolist() for values in uses.most_used(3)] == [[], []]
+    uses.count(np.array([4, 7, 7, 7, 2, 2]))
+    assert uses.summary() == {"passages": 3, "median": 2.0, "most": 3}

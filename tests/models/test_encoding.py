@@ -1,16 +1,13 @@
-"""Texts to vectors in order and within 16-bit rounding; a reranker's scores equal transformers' own, pair by pair."""
+"""Texts to vectors in order and within 16-bit rounding."""
 
-import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rayembed.config.model import ModelConfig
 from rayembed.models.encoding import (
-    Reranker,
     encode,
     resolve_dtype,
     resolve_tokens_per_batch,
@@ -72,68 +69,3 @@ def test_the_arithmetic_type_and_batch_suit_the_device(monkeypatch: pytest.Monke
         assert resolve_dtype("auto", CPU) == expected
     assert resolve_tokens_per_batch(128, CPU) == 128
     assert resolve_tokens_per_batch(None, torch.device("cuda")) > resolve_tokens_per_batch(None, CPU)
-
-
-PAIRS = [
-    ("what is it", "a thing"),
-    ("why", "because " * 20),
-    ("q", "p"),
-    ("what is it", "another thing, longer"),
-    ("some query", "text " * 9),
-]
-
-
-def one_by_one(folder: Path, pairs: list[tuple[str, str]], max_len: int, truncation: str) -> list[float]:
-    """What transformers gives for one pair at a time, without padding."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    scores = []
-    for query, passage in pairs:
-        inputs = tokenizer(query, passage, truncation=truncation, max_length=max_len, return_tensors="pt")
-        with torch.inference_mode():
-            scores.append(float(model(**inputs).logits[0, 0]))
-    return scores
-
-
-@pytest.mark.parametrize("tokens_per_batch", [64, 150, 4096])
-def test_reranker_scores_equal_transformers_own_in_order(reranker_folder: Path, tokens_per_batch: int) -> None:
-    expected = one_by_one(reranker_folder, PAIRS, 64, "only_second")
-    assert np.ptp(expected) > 0.05
-    reranker = Reranker(str(reranker_folder), device=CPU)
-    scores = reranker.score(PAIRS, max_len=64, tokens_per_batch=tokens_per_batch, dtype=torch.float32)
-    np.testing.assert_allclose(scores, expected, atol=1e-5)
-
-
-def test_reranker_cuts_a_query_that_leaves_no_room(reranker_folder: Path) -> None:
-    pairs = [("word " * 60, "a short one"), PAIRS[1], ("word " * 60, "a long one " * 40)]
-    scores = Reranker(str(reranker_folder), device=CPU).score(
-        pairs, max_len=64, tokens_per_batch=4096, dtype=torch.float32
-    )
-    expected = [
-        *one_by_one(reranker_folder, pairs[:1], 64, "longest_first"),
-        *one_by_one(reranker_folder, pairs[1:2], 64, "only_second"),
-        *one_by_one(reranker_folder, pairs[2:], 64, "longest_first"),
-    ]
-    np.testing.assert_allclose(scores, expected, atol=1e-5)
-
-
-def test_reranker_takes_the_shortest_limit(reranker_folder: Path) -> None:
-    reranker = Reranker(str(reranker_folder), device=CPU)
-    scores = reranker.score(PAIRS, max_len=8, tokens_per_batch=4096, dtype=torch.float32)
-    assert np.isfinite(scores).all()
-
-
-def test_reranker_scores_no_pairs(reranker_folder: Path) -> None:
-    reranker = Reranker(str(reranker_folder), device=CPU)
-    assert reranker.score([], max_len=64, tokens_per_batch=64, dtype=torch.float32).shape == (0,)
-
-
-def test_reranker_logs_nothing_for_a_batch(reranker_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        Reranker(str(reranker_folder), device=CPU).score(PAIRS, max_len=64, tokens_per_batch=64, dtype=torch.float32)
-    assert not caplog.records
-
-
-def test_a_classifier_of_two_labels_is_no_teacher(two_label_folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"has 2 labels; a teacher has one score, set score\.model"):
-        Reranker(str(two_label_folder), device=CPU)

@@ -16,7 +16,6 @@ from rayembed.models.embedder import Embedder, pad_chunks
 from rayembed.models.loading import (
     check_length,
     dropout_keys,
-    is_reranker,
     load_config,
     load_embedder,
     load_tokenizer,
@@ -109,11 +108,6 @@ def test_a_tokenizer_without_padding_is_refused(tiny_model: Path, tmp_path: Path
     with pytest.raises(ValueError, match="has no padding token"):
         load_tokenizer(str(folder), padding_side="right")
     assert load_tokenizer(str(tiny_model), padding_side="left").padding_side == "left"
-
-
-def test_a_reranker_is_known_by_its_head(tiny_model: Path, reranker_folder: Path) -> None:
-    assert is_reranker(str(reranker_folder))
-    assert not is_reranker(str(tiny_model))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])

@@ -84,3 +84,12 @@ def test_similarities_show_both_sides_on_the_given_scale() -> None:
     )
     for text in (">positives<", ">negatives<", "\N{MINUS SIGN}3<", "var(--orange)", "stroke-dasharray"):
         assert text in svg
+
+
+def test_a_mark_is_a_line_that_is_always_on_the_axis() -> None:
+    def draw_histogram(mark: float | None) -> str:
+        return plots.histogram("h", [2, 3, 4], {"negatives": [1, 3]}, x_label="x", label="", mark=mark)
+
+    assert draw_histogram(3).count("<path") == draw_histogram(None).count("<path") + 1
+    assert ">0.0<" not in draw_histogram(None)
+    assert ">0.0<" in draw_histogram(0)

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -34,7 +35,7 @@ def sharded(
     for start, stop in shards:
         ranks = np.empty(stop - start, np.int64)
         ranks[np.argsort(ids[start:stop])] = np.arange(stop - start)
-        scores, rows = top_k(queries, passages[start:stop], ranks, k)
+        scores, rows = top_k(queries, passages[start:stop], partial(np.take, ranks), k)
         tops.append((scores, rows + start))
     merged = merge_top_k([t[0] for t in tops], [t[1] for t in tops], k, lambda rows: ids[rows])
     for at_once in (1, 2, 3):
