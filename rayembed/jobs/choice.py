@@ -63,7 +63,7 @@ def _choose_part(
         missing = number - len(taken)
         filled = np.empty(0, np.int64)
         if missing and fill_up is not None:
-            filled = fill_up.draw(part, i, taken, missing, uses)
+            filled = fill_up.draw(part, i, pools.rows[own], missing, uses)
             uses.count(filled)
         rows.append(np.concatenate([taken, filled]))
         ranks.append(np.concatenate([pools.ranks[own][places], np.full(len(filled), -1)]))
@@ -107,20 +107,23 @@ class FillUp:
         self._repeated: RepeatedQueries | None = None
         self._part, self._known = -1, list[Row]()
 
-    def draw(self, part: int, row: int, taken: NDArray[np.int64], number: int, uses: Uses) -> NDArray[np.int64]:
-        """At most `number` passages' rows that are not `taken`, seeded by the query."""
+    def draw(self, part: int, row: int, pool: NDArray[np.int64], number: int, uses: Uses) -> NDArray[np.int64]:
+        """At most `number` passages' rows, seeded by the query; none of the row's pool.
+
+        What the pool holds is taken already or was passed over: what the teacher likes must not come back by chance.
+        """
         known = self._row(part, row)
         corpus = self._mining.corpus
         rng = np.random.default_rng([*query_seed(self._mining.experiment.seed, known["query_id"]), FILL_UP_STREAM])
         query = query_of(known, None)
-        met = {same_text(text) for text in Passages(corpus, taken).of(taken)[1]} if len(taken) else set()
+        met = {same_text(text) for text in Passages(corpus, pool).of(pool)[1]}
         found = np.empty(0, np.int64)
         for _ in range(FILL_UP_DRAWS):
             if len(found) == number:
                 break
             drawn = rng.integers(corpus.num_rows, size=number - len(found) + 4)
             drawn = drawn[uses.free(drawn)]
-            ids, texts = Passages(corpus, drawn).of(drawn) if len(drawn) else ([], [])
+            ids, texts = Passages(corpus, drawn).of(drawn)
             nothing = np.full(len(drawn), np.nan, np.float32)
             fresh = Candidates(drawn, ids, texts, np.full(len(drawn), -1), nothing)
             fresh = fresh.keep(np.array([same_text(text) not in met for text in texts], np.bool_))

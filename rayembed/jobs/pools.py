@@ -25,6 +25,7 @@ from rayembed.jobs.vectors import Vectors
 from rayembed.mining.filters import Candidates, Query, apply_filters, filters_of, same_text
 from rayembed.mining.selection import draw_order, query_seed
 
+VERSION = 1  # raise it when the same settings leave other candidates, so that pools of older code are not used
 QUERIES_AT_ONCE = 64  # whose candidates' texts are in memory together
 SETTINGS = (  # of section mine that decide what a pool holds
     *("range_for_sampling", "sampling_strategy", "min_score", "max_score", "absolute_margin", "relative_margin"),
@@ -67,7 +68,7 @@ def make_pools(mining: Mining) -> Path:
     depends_on = [
         *(mining.rows.fingerprint, mining.rows.layout, mining.corpus.fingerprint, mining.tops.name),
         *(mining.queries.folder.name, mining.passages.folder.name, mining.absent and mining.absent.folder.name),
-        *({key: settings[key] for key in SETTINGS}, mining.experiment.seed),
+        *({key: settings[key] for key in SETTINGS}, mining.experiment.seed, VERSION),
     ]
     folder = Path(mining.experiment.cache()) / f"pools-{fingerprint(depends_on)}"
     work = Work(

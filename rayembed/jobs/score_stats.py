@@ -50,9 +50,9 @@ def summary(of: dict[str, Any]) -> dict[str, Any]:
     """What stats.json says of a distribution: {count}, and where there are scores mean, std, min, max, quantiles."""
     if not of["count"]:
         return {"count": 0}
-    values, counts = _values(of)
-    reached = np.cumsum(counts) / of["count"]
-    quantiles = {f"{100 * q:g}%": float(values[np.searchsorted(reached, q)]) for q in QUANTILES}
+    bins, counts = _counts(of)
+    middles, reached = _scores(bins, 1 << 15, of), np.cumsum(counts) / of["count"]
+    quantiles = {f"{100 * q:g}%": float(middles[np.searchsorted(reached, q)]) for q in QUANTILES}
     return {
         "count": of["count"],
         "mean": of["sum"] / of["count"],
@@ -72,9 +72,10 @@ def warnings(of: dict[str, Any]) -> list[str]:
             f"the teacher's scores are collapsed: the standard deviation of {of['count']} is {_std(of):.1e}, so they "
             "tell no passage from another; look at score.model, its kind and its instructions"
         ]
-    values, counts = _values(of)
+    bins, counts = _counts(of)
     margin = END * (of["max"] - of["min"])
-    share = counts[(values <= of["min"] + margin) | (values >= of["max"] - margin)].sum() / of["count"]
+    least, greatest = _scores(bins, 0, of), _scores(bins, (1 << 16) - 1, of)
+    share = counts[(greatest <= of["min"] + margin) | (least >= of["max"] - margin)].sum() / of["count"]
     if of["count"] < ENOUGH or share < SATURATED:
         return []
     return [
@@ -94,10 +95,14 @@ def _bins(values: NDArray[np.float32]) -> NDArray[np.uint32]:
     return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)) >> np.uint32(16)
 
 
-def _values(of: dict[str, Any]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The middle of each bin, ascending and within min and max, and how many scores are in it."""
+def _counts(of: dict[str, Any]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """Numbers of the bins, ascending, and how many scores are in each."""
     bins = np.array(sorted(map(int, of["bins"])), np.uint32)
-    counts = np.array([of["bins"][str(number)] for number in bins], np.int64)
-    ordered = (bins << np.uint32(16)) | np.uint32(1 << 15)
+    return bins, np.array([of["bins"][str(number)] for number in bins], np.int64)
+
+
+def _scores(bins: NDArray[np.uint32], place: int, of: dict[str, Any]) -> NDArray[np.float32]:
+    """A score of each bin, at a place from 0 (its least) to 65535 (its greatest), within min and max of all."""
+    ordered = (bins << np.uint32(16)) | np.uint32(place)
     bits = np.where(ordered >> 31, ordered & np.uint32((1 << 31) - 1), ~ordered)
-    return np.clip(bits.astype(np.uint32).view(np.float32), of["min"], of["max"]), counts
+    return np.clip(bits.astype(np.uint32).view(np.float32), of["min"], of["max"])

@@ -62,7 +62,7 @@ class Uses:
         """At most `number` rows [n] that were chosen most often, and how often [n]: most first, ties by row."""
         used = np.flatnonzero(self._counts)
         counts = self._counts[used].astype(np.int64)
-        if len(used) > number > 0:  # sort only those that can be among them
+        if len(used) > number:  # sort only those that can be among them
             enough = counts >= np.partition(counts, -number)[-number]
             used, counts = used[enough], counts[enough]
         order = np.argsort(-counts, kind="stable")[:number]

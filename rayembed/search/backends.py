@@ -5,7 +5,7 @@ rounding alone; `top_k` scores what it finds again, so that every exact backend 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,11 +79,9 @@ def resolve_backend(config: SearchConfig, *, use_gpu: bool, exact: bool = False,
     Raises:
         ValueError: torch is to search on a GPU and sees none.
     """
-    if not is_exact(config):
-        if not exact:
-            return config.backend
-        config = replace(config, backend="auto")
     asked = config.backend
+    if not is_exact(config) and not exact:
+        return asked
     if not use_gpu:
         return "torch" if asked == "torch" else "flat"
     if asked != "torch" and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() and k <= GPU_MOST:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ ORPHANS_SECONDS = 30  # Ray's processes notice by themselves that their driver w
 MEBIBYTE = 1 << 20
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 KINDS = {"raylet": "raylet", "gcs_server": "gcs"}  # by the name of the program
+SERVICES = {"dashboard", "agent", "monitor", "log_monitor", "main"}  # scripts that Ray starts beside
 
 
 @dataclass
@@ -59,7 +60,7 @@ def watch(
     *,
     log: Path,
     environment: Mapping[str, str] | None = None,
-    kill_after: float | None = None,
+    kill_when: Callable[[], bool] | None = None,
 ) -> Watched:
     """Runs a command to its end.
 
@@ -67,7 +68,7 @@ def watch(
         command: program and words.
         log: file that takes what it writes.
         environment: variables beside those of this process.
-        kill_after: seconds after which it gets SIGKILL, if it runs so long. None: it is left alone.
+        kill_when: asked every EVERY_SECONDS; once true, the command gets SIGKILL. None: it is left alone.
     """
     start, lines = time.monotonic(), _Lines(log)
     variables = {**os.environ, **ENVIRONMENT, **(environment or {})}
@@ -79,7 +80,7 @@ def watch(
         tree.sample()
         seconds = time.monotonic() - start
         lines.read(seconds)
-        if kill_after is not None and seconds > kill_after:
+        if kill_when is not None and kill_when():
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(EVERY_SECONDS)
@@ -184,5 +185,6 @@ class _Tree:
             if name != "IDLE" or process.pid not in self._kinds:
                 self._kinds[process.pid] = f"Ray worker {name}"  # a worker that rests again keeps what it did
             return self._kinds[process.pid]
-        script = next((Path(word).stem for word in words if word.endswith(".py")), process.name())
-        return KINDS.get(process.name(), f"other ({script})")
+        if SERVICES & {Path(word).stem for word in words if word.endswith(".py")} or "ray-dashboard" in title:
+            return "Ray services"
+        return KINDS.get(process.name(), "other")

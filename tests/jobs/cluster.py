@@ -20,7 +20,7 @@ class Nodes:
     """A head node without CPUs, and worker nodes of one CPU each."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
-        self._process = process
+        self._process, self.pid = process, process.pid
         self.address = self._answer()
 
     def remove(self) -> None:
@@ -30,11 +30,6 @@ class Nodes:
     def add(self) -> None:
         """Adds a worker node."""
         self._tell("add")
-
-    def actors(self) -> list[psutil.Process]:
-        """Processes of actors that do units of work."""
-        children = psutil.Process(self._process.pid).children(recursive=True)
-        return [process for process in children if "MapWorker" in title(process)]
 
     def _tell(self, word: str) -> None:
         assert self._process.stdin is not None
@@ -50,8 +45,12 @@ class Nodes:
         raise RuntimeError(f"the cluster ended with status {self._process.wait()}")
 
 
-def title(process: psutil.Process) -> str:
-    """What a process calls itself; nothing where it is gone."""
+def actors_below(pid: int) -> list[psutil.Process]:
+    """Of the descendants of a process those that do units of work, or are about to."""
+    return [process for process in psutil.Process(pid).children(recursive=True) if "MapWorker" in _title(process)]
+
+
+def _title(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline()[:1])
     except psutil.NoSuchProcess:

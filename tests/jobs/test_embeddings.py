@@ -19,10 +19,11 @@ from rayembed.data.problems import DataError
 from rayembed.data.store import ROWS, Store, StoreWriter
 from rayembed.jobs import embeddings, units
 from rayembed.jobs.embeddings import check_given, given_vectors, reads_of_embeddings, rows_at_once
-from rayembed.jobs.units import Unit, UnitError, Work
+from rayembed.jobs.units import UnitError
 from rayembed.jobs.vectors import Vectors, encode_store
 from tests.jobs.conftest import MakeExperiment
 from tests.jobs.toy_data import NUM_PASSAGES, NUM_TRAIN
+from tests.jobs.units_here import UnitsHere
 
 SETTING = "mine.corpus_embeddings"
 Write = Callable[[Path, Sequence[str], NDArray[np.float32]], None]
@@ -85,36 +86,9 @@ def shuffled(ids: Sequence[str], vectors: NDArray[np.float32]) -> tuple[list[str
     return [ids[i] for i in order], vectors[order]
 
 
-class Here:
-    """In place of Ray: units in this process, in an order of its own."""
-
-    def __init__(self) -> None:
-        self.done: list[str] = []
-        self.fail_at: str | None = None
-
-    def stream(self, pending: Sequence[Unit], work: Work, *_: object) -> list[dict[str, str]]:
-        rows = []
-        actor = units.UnitActor(
-            worker=work.worker,
-            arguments=json.loads(json.dumps(work.arguments)),
-            folder=str(work.folder),
-            threads=1,
-            use_gpu=False,
-            max_retries=0,
-            num_workers=1,
-        )
-        for unit in reversed(pending):
-            if unit.name == self.fail_at:
-                raise KeyboardInterrupt
-            self.done.append(unit.name)
-            found = actor({"name": [unit.name], "spec": [json.dumps(unit.spec)]})
-            rows.append({"name": unit.name, "error": found["error"][0]})
-        return rows
-
-
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> Here:
-    found = Here()
+def here(monkeypatch: pytest.MonkeyPatch) -> UnitsHere:
+    found = UnitsHere()
     monkeypatch.setattr(units, "_stream", found.stream)
     monkeypatch.setattr(embeddings, "ROWS_AT_ONCE", 50)
     monkeypatch.setattr(embeddings, "COPIED_ROWS", 7)
@@ -124,7 +98,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Here:
 @pytest.mark.parametrize("write", [parquet, npy])
 @pytest.mark.parametrize("cuts", [[], [13, 14, 90], list(range(1, NUM_PASSAGES))])
 def test_vectors_find_their_rows_whatever_the_order_and_the_files(
-    here: Here, experiment: Experiment, corpus: Store, tmp_path: Path, write: Write, cuts: list[int]
+    here: UnitsHere, experiment: Experiment, corpus: Store, tmp_path: Path, write: Write, cuts: list[int]
 ) -> None:
     ids, vectors = ids_of(corpus), own_vectors(NUM_PASSAGES)
     write_cut(tmp_path / "files", write, *shuffled(ids, vectors), cuts)
@@ -140,7 +114,7 @@ def test_vectors_find_their_rows_whatever_the_order_and_the_files(
 
 @pytest.mark.parametrize("cuts", [[], [13, 14, 90]])
 def test_files_without_ids_are_in_the_order_of_the_corpus(
-    here: Here, experiment: Experiment, corpus: Store, tmp_path: Path, cuts: list[int]
+    here: UnitsHere, experiment: Experiment, corpus: Store, tmp_path: Path, cuts: list[int]
 ) -> None:
     vectors = own_vectors(NUM_PASSAGES)
     write_cut(tmp_path / "files", bare_npy, ids_of(corpus), vectors, cuts)
@@ -148,7 +122,7 @@ def test_files_without_ids_are_in_the_order_of_the_corpus(
     np.testing.assert_array_equal(found.all(), vectors)
 
 
-def test_rows_of_one_query_share_its_vector(here: Here, experiment: Experiment, tmp_path: Path) -> None:
+def test_rows_of_one_query_share_its_vector(here: UnitsHere, experiment: Experiment, tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path / "rows", ROWS, 4)
     names = ["b", "a", "b", "c", "a", "b", "d"]
     for name in names:
@@ -163,7 +137,7 @@ def test_rows_of_one_query_share_its_vector(here: Here, experiment: Experiment, 
 
 
 def test_vectors_are_scaled_to_length_1_as_the_model_says(
-    here: Here, make_experiment: MakeExperiment, corpus: Store, tmp_path: Path
+    here: UnitsHere, make_experiment: MakeExperiment, corpus: Store, tmp_path: Path
 ) -> None:
     vectors = own_vectors(NUM_PASSAGES) * np.float32(3)
     npy(tmp_path / "x", ids_of(corpus), vectors)
@@ -175,7 +149,7 @@ def test_vectors_are_scaled_to_length_1_as_the_model_says(
 
 
 def test_a_text_without_vector_is_refused_each_time_without_doing_it_again(
-    here: Here, experiment: Experiment, corpus: Store, tmp_path: Path
+    here: UnitsHere, experiment: Experiment, corpus: Store, tmp_path: Path
 ) -> None:
     ids, vectors = ids_of(corpus), own_vectors(NUM_PASSAGES)
     others = ["other" if i in (3, 77) else name for i, name in enumerate(ids)]
@@ -192,7 +166,7 @@ def test_a_text_without_vector_is_refused_each_time_without_doing_it_again(
 
 @pytest.mark.parametrize("cuts", [[], [120]])
 def test_an_id_with_two_vectors_is_refused(
-    here: Here, experiment: Experiment, corpus: Store, tmp_path: Path, cuts: list[int]
+    here: UnitsHere, experiment: Experiment, corpus: Store, tmp_path: Path, cuts: list[int]
 ) -> None:
     ids, vectors = ids_of(corpus), own_vectors(NUM_PASSAGES + 1)
     write_cut(tmp_path / "files", npy, [*ids, ids[9]], vectors, cuts)
@@ -203,7 +177,7 @@ def test_an_id_with_two_vectors_is_refused(
 
 
 def test_vectors_of_other_texts_are_left_out_and_told(
-    here: Here, experiment: Experiment, corpus: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    here: UnitsHere, experiment: Experiment, corpus: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ids, vectors = ids_of(corpus), own_vectors(NUM_PASSAGES + 3)
     write_cut(tmp_path / "files", npy, ["x", "y", *ids, "x"], vectors, [60])
@@ -214,22 +188,22 @@ def test_vectors_of_other_texts_are_left_out_and_told(
 
 
 def test_what_was_read_before_a_kill_is_not_read_again(
-    here: Here, experiment: Experiment, corpus: Store, tmp_path: Path
+    here: UnitsHere, experiment: Experiment, corpus: Store, tmp_path: Path
 ) -> None:
     ids, vectors = ids_of(corpus), own_vectors(NUM_PASSAGES)
     write_cut(tmp_path / "files", npy, *shuffled(ids, vectors), [50, 100])
     for stop in ("run-00000", "parts-00000"):
-        here.fail_at = stop
+        here.stop_at = stop
         with pytest.raises(KeyboardInterrupt):
             given_vectors(experiment, corpus, [str(tmp_path / "files")], setting=SETTING)
-    here.fail_at = None
+    here.stop_at = None
     found = given_vectors(experiment, corpus, [str(tmp_path / "files")], setting=SETTING)
     np.testing.assert_array_equal(found.all(), vectors)
-    expected = [f"run-{i:05d}" for i in (2, 1, 0)] + [f"parts-{i:05d}" for i in (2, 1, 0)]
+    expected = [f"runs/run-{i:05d}" for i in (2, 1, 0)] + [f"{found.folder.name}/parts-{i:05d}" for i in (2, 1, 0)]
     assert here.done == expected, "each once"
 
 
-def test_a_changed_file_is_read_anew(here: Here, experiment: Experiment, corpus: Store, tmp_path: Path) -> None:
+def test_a_changed_file_is_read_anew(here: UnitsHere, experiment: Experiment, corpus: Store, tmp_path: Path) -> None:
     ids, vectors = ids_of(corpus), own_vectors(NUM_PASSAGES)
     npy(tmp_path / "x", ids, vectors)
     paths = [str(tmp_path / "x.npy")]
@@ -242,7 +216,9 @@ def test_a_changed_file_is_read_anew(here: Here, experiment: Experiment, corpus:
     assert reads_of_embeddings(paths) != reads
 
 
-def test_a_unit_that_fails_names_its_rows(here: Here, experiment: Experiment, corpus: Store, tmp_path: Path) -> None:
+def test_a_unit_that_fails_names_its_rows(
+    here: UnitsHere, experiment: Experiment, corpus: Store, tmp_path: Path
+) -> None:
     ids, vectors = ids_of(corpus), own_vectors(NUM_PASSAGES)
     vectors[71, 0] = np.nan
     write_cut(tmp_path / "files", parquet, ids, vectors, [])

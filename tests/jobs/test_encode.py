@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,12 @@ from rayembed.data.storage import working_folder
 from rayembed.data.store import Store
 from rayembed.jobs import encode, units
 from rayembed.jobs.embeddings import given_vectors
-from rayembed.jobs.units import UnitError
 from rayembed.jobs.vectors import Vectors, encode_store
+from tests.jobs.conftest import MakeExperiment
 from tests.jobs.reference_ranking import vectors
 from tests.jobs.toy_data import NUM_PASSAGES, NUM_TEST, NUM_TRAIN, read_texts
+from tests.jobs.units_here import UnitsHere
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 PARTS = 3  # of 120 passages, 50 a unit
 
 
@@ -36,10 +37,27 @@ def read(folder: Path, dtype: type[np.generic] = np.float32) -> tuple[list[str],
 
 
 @pytest.fixture
-def copied(evaluated: Experiment, tmp_path: Path) -> Experiment:
-    """The run folder of an evaluation, with its model and its vectors."""
-    shutil.copytree(evaluated.output_dir, tmp_path / "run")
-    return replace(evaluated, output_dir=str(tmp_path / "run"))
+def here(monkeypatch: pytest.MonkeyPatch) -> UnitsHere:
+    """Units are done in this process."""
+    found = UnitsHere()
+    monkeypatch.setattr(units, "_stream", found.stream)
+    monkeypatch.setattr(encode, "ray_session", lambda _: nullcontext())
+    return found
+
+
+@pytest.fixture
+def tuned(make_experiment: MakeExperiment, tiny_model: Path, tmp_path: Path) -> Experiment:
+    """With a model/ in its run folder that is not the base model."""
+    shutil.copytree(tiny_model, tmp_path / "run" / "model")
+    turn(tmp_path / "run" / "model")
+    return make_experiment(tmp_path / "run")
+
+
+def turn(model: Path) -> None:
+    """Gives a model other weights."""
+    weights = load_file(model / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"] *= -1
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
 
 
 def asking(experiment: Experiment, **settings: Any) -> Experiment:  # noqa: ANN401 - what YAML may hold
@@ -57,18 +75,12 @@ def encoded(experiment: Experiment) -> tuple[Vectors, Vectors]:
     return passages, queries
 
 
-def test_vectors_of_the_tuned_model_come_from_the_cache(
-    copied: Experiment, beir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    stream = units._stream
-    workers: list[str] = []
-    monkeypatch.setattr(
-        units, "_stream", lambda pending, work, *rest: workers.append(work.worker) or stream(pending, work, *rest)
-    )
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_texts_become_files_on_ray(tuned: Experiment, beir: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        folder = encode.run(copied)
-    assert set(workers) == {"rayembed.jobs.encode:WriteWorker"}, "nothing was encoded again"
-    model = Path(copied.output_dir) / "model"
+        folder = encode.run(tuned)
+    model = Path(tuned.output_dir) / "model"
     passages, queries = read_texts(beir / "corpus.jsonl"), read_texts(beir / "queries.jsonl")
     ids, found = read(folder / "passages")
     assert ids == list(passages)
@@ -89,20 +101,20 @@ def test_vectors_of_the_tuned_model_come_from_the_cache(
     assert "a second" in line
 
 
-def test_other_weights_are_encoded_anew(copied: Experiment, beir: Path) -> None:
-    before = read(encode.run(copied) / "passages")[1]
-    model = Path(copied.output_dir) / "model"
-    weights = load_file(model / "model.safetensors")
-    weights["embeddings.word_embeddings.weight"] *= -1
-    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    after = read(encode.run(copied, overwrite=True) / "passages")[1]
+def test_other_weights_are_encoded_anew(here: UnitsHere, tuned: Experiment, beir: Path) -> None:
+    before = read(encode.run(tuned) / "passages")[1]
+    model = Path(tuned.output_dir) / "model"
+    turn(model)
+    after = read(encode.run(tuned, overwrite=True) / "passages")[1]
     texts = list(read_texts(beir / "corpus.jsonl").values())
     np.testing.assert_allclose(after, vectors(model, texts, 48), atol=1e-5)
     assert np.abs(after - before).max() > 0.1
 
 
-def test_another_model_is_encoded_with_where_it_is_named(copied: Experiment, tiny_model: Path, beir: Path) -> None:
-    folder = encode.run(asking(copied, model=str(tiny_model)))
+def test_another_model_is_encoded_with_where_it_is_named(
+    here: UnitsHere, tuned: Experiment, tiny_model: Path, beir: Path
+) -> None:
+    folder = encode.run(asking(tuned, model=str(tiny_model)))
     texts = list(read_texts(beir / "corpus.jsonl").values())
     np.testing.assert_allclose(read(folder / "passages")[1], vectors(tiny_model, texts, 48), atol=1e-5)
     assert json.loads((folder / "encode.json").read_text())["model"] == str(tiny_model)
@@ -110,9 +122,11 @@ def test_another_model_is_encoded_with_where_it_is_named(copied: Experiment, tin
 
 @pytest.mark.parametrize("form", ["parquet", "npy"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_what_is_written_is_read_back_as_given_embeddings(copied: Experiment, form: str, dtype: str) -> None:
-    passages, queries = encoded(copied)
-    folder = encode.run(asking(copied, output_format=form, output_dtype=dtype))
+def test_what_is_written_is_read_back_as_given_embeddings(
+    here: UnitsHere, tuned: Experiment, form: str, dtype: str
+) -> None:
+    passages, queries = encoded(tuned)
+    folder = encode.run(asking(tuned, output_format=form, output_dtype=dtype))
     (first, *_) = read_headers([str(folder / "passages")], setting="")
     assert first.kind == {"parquet": "parquet", "npy": "npy with ids beside"}[form]
     if form == "npy":
@@ -123,14 +137,14 @@ def test_what_is_written_is_read_back_as_given_embeddings(copied: Experiment, fo
             "vector"
         ).type.value_type == dtype.replace("float16", "halffloat")
     for own, name in ((passages, "passages"), (queries, "queries")):
-        given = given_vectors(copied, own.store, [str(folder / name)], setting="mine.corpus_embeddings")
+        given = given_vectors(tuned, own.store, [str(folder / name)], setting="mine.corpus_embeddings")
         expected = own.all() if dtype == "float32" else unit_length(own.all().astype(dtype).astype(np.float32))
         np.testing.assert_array_equal(given.all(), expected)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_the_first_dimensions_are_scaled_where_vectors_are(copied: Experiment, normalize: bool) -> None:
-    experiment = replace(copied, train=None, model=replace(copied.model, normalize_embeddings=normalize))
+def test_the_first_dimensions_are_scaled_where_vectors_are(here: UnitsHere, tuned: Experiment, normalize: bool) -> None:
+    experiment = replace(tuned, model=replace(tuned.model, normalize_embeddings=normalize))
     full = encoded(experiment)[0].all()[:, :10].astype(np.float64)
     folder = encode.run(asking(experiment, dimensions=10))
     expected = full / np.linalg.norm(full, axis=1, keepdims=True) if normalize else full
@@ -139,17 +153,17 @@ def test_the_first_dimensions_are_scaled_where_vectors_are(copied: Experiment, n
 
 
 def test_more_dimensions_than_the_model_has_are_refused_before_ray(
-    copied: Experiment, monkeypatch: pytest.MonkeyPatch
+    here: UnitsHere, tuned: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encode, "ray_session", lambda _: pytest.fail("Ray was started"))
     for job in (encode.run, encode.plan):
         with pytest.raises(ValueError, match=r"encode\.dimensions is 65, but vectors of .* have 64; allowed: 1 to 64"):
-            job(asking(copied, dimensions=65))
+            job(asking(tuned, dimensions=65))
 
 
-def test_binary_vectors_order_passages_as_their_signs_do(copied: Experiment) -> None:
-    passages, queries = encoded(copied)
-    folder = encode.run(asking(copied, output_dtype="binary", output_format="npy", dimensions=60))
+def test_binary_vectors_order_passages_as_their_signs_do(here: UnitsHere, tuned: Experiment) -> None:
+    passages, queries = encoded(tuned)
+    folder = encode.run(asking(tuned, output_dtype="binary", output_format="npy", dimensions=60))
     bits = [np.concatenate([np.load(p) for p in sorted((folder / n).glob("*.npy"))]) for n in ("passages", "queries")]
     assert [(own.dtype, own.shape[1]) for own in bits] == [(np.dtype(np.uint8), 8)] * 2
     found = np.unpackbits(bits[1][:, None] ^ bits[0][None], axis=2).sum(axis=2)
@@ -157,9 +171,9 @@ def test_binary_vectors_order_passages_as_their_signs_do(copied: Experiment) -> 
     np.testing.assert_array_equal(found, (signs[1][:, None] != signs[0][None]).sum(axis=2))
 
 
-def test_int8_vectors_are_within_a_step_and_rank_alike(copied: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    passages, queries = (own.all() for own in encoded(copied))
-    folder = encode.run(asking(copied, output_dtype="int8"))
+def test_int8_vectors_are_within_a_step_and_rank_alike(here: UnitsHere, tuned: Experiment) -> None:
+    passages, queries = (own.all() for own in encoded(tuned))
+    folder = encode.run(asking(tuned, output_dtype="int8"))
     ranges = json.loads((folder / "int8_ranges.json").read_text())
     assert ranges["vectors"] == NUM_PASSAGES
     least, greatest = np.float64(ranges["minimum"]), np.float64(ranges["maximum"])
@@ -177,8 +191,10 @@ def test_int8_vectors_are_within_a_step_and_rank_alike(copied: Experiment, monke
     assert (exact.argmax(axis=1) == close.argmax(axis=1)).mean() >= 0.95
 
 
-def test_ranges_come_from_a_sample_that_the_seed_draws(copied: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    passages, _ = encoded(copied)
+def test_ranges_come_from_a_sample_that_the_seed_draws(
+    here: UnitsHere, tuned: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passages, _ = encoded(tuned)
     monkeypatch.setattr(encode, "SAMPLE", 20)
     first, again, other = (encode.int8_ranges(passages, seed, 8, scale=False) for seed in (1, 1, 2))
     assert first == again != other
@@ -188,45 +204,32 @@ def test_ranges_come_from_a_sample_that_the_seed_draws(copied: Experiment, monke
 
 @pytest.mark.parametrize("form", ["parquet", "npy"])
 @pytest.mark.parametrize("dtype", ["int8", "binary"])
-def test_quantized_vectors_are_no_given_embeddings(copied: Experiment, form: str, dtype: str) -> None:
-    folder = encode.run(asking(copied, output_format=form, output_dtype=dtype))
+def test_quantized_vectors_are_no_given_embeddings(here: UnitsHere, tuned: Experiment, form: str, dtype: str) -> None:
+    folder = encode.run(asking(tuned, output_format=form, output_dtype=dtype))
     with pytest.raises(DataError, match=r"type u?int8, allowed: .*quantised vectors give other scores"):
         read_headers([str(folder / "passages")], setting="mine.corpus_embeddings")
 
 
-def test_a_killed_run_goes_on_with_what_is_left(
-    copied: Experiment, beir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    experiment = asking(copied, output_dtype="int8", output_format="npy")
-    whole = encode.run(replace(experiment, output_dir=copied.output_dir))
-    expected = {path.relative_to(whole): path.read_bytes() for path in whole.rglob("part-*")}
+def test_vectors_come_from_the_cache(here: UnitsHere, tuned: Experiment) -> None:
+    encoded(tuned)
+    here.workers.clear()
+    encode.run(tuned)
+    assert here.workers == {"WriteWorker"}
+
+
+def test_a_killed_run_goes_on_with_what_is_left(here: UnitsHere, tuned: Experiment) -> None:
+    experiment = asking(tuned, output_dtype="int8", output_format="npy")
+    whole = encode.run(experiment)
+    expected = {path.relative_to(whole): path.read_bytes() for path in whole.rglob("*") if path.name.startswith("part")}
     shutil.rmtree(whole)
-    stream = units._stream
-    sent: list[str] = []
-
-    def stops(pending: Any, work: Any, *rest: Any) -> Any:  # noqa: ANN401
-        sent.extend(f"{work.folder.name}/{unit.name}" for unit in pending)
-        if len(sent) == PARTS:
-            list(stream(pending[:2], work, *rest))
-            raise UnitError("killed")
-        return stream(pending, work, *rest)
-
-    monkeypatch.setattr(units, "_stream", stops)
-    with pytest.raises(UnitError, match="killed"):
+    here.stop_at = "part-00000"
+    with pytest.raises(KeyboardInterrupt):
         encode.run(experiment)
     assert not whole.exists()
     assert working_folder(whole).is_dir()
-    sent.clear()
-    monkeypatch.setattr(
-        units,
-        "_stream",
-        lambda pending, work, *rest: (
-            sent.extend(f"{work.folder.name}/{unit.name}" for unit in pending) or stream(pending, work, *rest)
-        ),
-    )
+    here.stop_at = None
+    here.done.clear()
     encode.run(experiment)
-    assert sent == ["passages/part-00002", "queries/part-00000"]
+    assert here.done == ["passages/part-00000", "queries/part-00000"]
     assert {path.relative_to(whole): path.read_bytes() for path in whole.rglob("part-*")} == expected
-    assert {path.name for path in (whole / "passages").iterdir() if path.suffix != ".json"} == {
-        f"part-{i:05d}.npy" for i in range(PARTS)
-    }
+    assert not (whole / "passages" / "done").exists()

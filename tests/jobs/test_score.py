@@ -10,9 +10,11 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rayembed.jobs import score
+from rayembed.jobs.pairs import score_pairs
 from tests.jobs.conftest import MakeExperiment
 from tests.jobs.reference_ranking import vectors
 from tests.jobs.toy_data import read_lines
+from tests.jobs.toy_pairs import write_source
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -21,8 +23,13 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 def rows_file(tmp_path: Path) -> Path:
     """Rows with one to three positives, three negatives and passages that come back; 11 different pairs of 12."""
     rows = [
-        {"query": "baba didi", "pos": ["baba didi kuku"], "neg": ["lolo", "momo nana", "pepe ruru lolo momo"]},
-        {"query": "lolo", "pos": ["lolo momo", "lolo"], "neg": ["baba didi kuku", "pepe"]},
+        {
+            "query": "baba didi",
+            "pos": ["baba didi kuku"],
+            "neg": ["lolo", "momo nana", "pepe ruru lolo momo"],
+            "pos_ids": ["p1"],
+        },
+        {"query": "lolo", "pos": ["lolo momo", "lolo"], "neg": ["baba didi kuku", "pepe"], "prompt": "Find: "},
         {"query": "baba didi", "pos": ["baba"], "neg": ["momo nana", "kuku", "ruru"]},
     ]
     file = tmp_path / "rows.jsonl"
@@ -47,11 +54,17 @@ def check_stats(stats: dict[str, Any], rows: list[dict[str, Any]], kind: str) ->
     positives = [score for row in rows for score in row["pos_scores"]]
     negatives = [score for row in rows for score in row["neg_scores"]]
     assert (stats["kind"], stats["rows"]) == (kind, 3)
-    assert stats["different_pairs"] == 11, "the pair of a query and a passage in two rows is scored once"
+    assert (stats["pairs"], stats["different_pairs"]) == (12, 11), "a pair that is in two rows is scored once"
+    of_sides = (stats["positive_scores"], positives), (stats["negative_scores"], negatives)
+    for found, scores in of_sides:
+        assert (found["count"], found["min"], found["max"]) == (len(scores), min(scores), max(scores))
+        assert found["std"] == pytest.approx(np.std(scores))
     assert stats["mean_positive_score"] == pytest.approx(np.mean(positives))
     assert stats["mean_negative_score"] == pytest.approx(np.mean(negatives))
     agreed = sum(max(row["pos_scores"]) >= max(row["neg_scores"]) for row in rows)
     assert stats["rows_with_a_positive_on_top"] == agreed
+    assert stats["share_of_rows_with_a_positive_on_top"] == pytest.approx(agreed / 3)
+    assert stats["warnings"] == []
 
 
 @torch.inference_mode()
@@ -67,6 +80,31 @@ def test_a_reranker_gives_the_logit_of_every_pair(
         alone = [model(**tokenizer(row["query"], text, return_tensors="pt")).logits.item() for text in texts]
         assert row["pos_scores"] + row["neg_scores"] == pytest.approx(alone, abs=1e-5)
     check_stats(stats, rows, "reranker")
+    assert stats["taken_from_cache"] == 0
+
+
+def test_what_another_job_scored_is_taken_from_the_cache(
+    make_experiment: MakeExperiment, rows_file: Path, tiny_reranker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = make_experiment(
+        rows_file.parent / "run",
+        data={"train": [str(rows_file)], "corpus": []},
+        score={"model": str(tiny_reranker), "max_len": 64},
+    )
+    assert "3 rows" in score.plan(experiment)
+    assert "at most 12 pairs" in score.plan(experiment)
+    mined = [[("baba didi", "lolo"), ("lolo", "lolo"), ("lolo", "didi")]]
+    before = score_pairs(experiment, write_source(rows_file.parent / "mined.json", mined), what="judge").lookup(
+        mined[0]
+    )
+    own = score.run_units
+    monkeypatch.setattr(score, "run_units", lambda *_, **__: pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception):
+        score.run(experiment)
+    monkeypatch.setattr(score, "run_units", own)
+    rows, stats = read_lines(score.run(experiment)), json.loads((rows_file.parent / "run/score/stats.json").read_text())
+    assert (stats["different_pairs"], stats["taken_from_cache"]) == (11, 2), "as if the job had not been killed"
+    assert (rows[0]["neg_scores"][0], rows[1]["pos_scores"][1]) == tuple(before[:2].tolist())
 
 
 def test_an_embedder_gives_inner_products(make_experiment: MakeExperiment, rows_file: Path, tiny_model: Path) -> None:

@@ -1,44 +1,56 @@
-"""The passages that an embedder scores: each once, and few bytes a passage in the driver; no Ray."""
+"""The texts that an embedder scores: each once, and few bytes a text in the driver; no Ray."""
 
 import tracemalloc
 from pathlib import Path
 
-from rayembed.config import Experiment
-from rayembed.config.model import ModelConfig
-from rayembed.data.store import ROWS, Store, StoreWriter
-from rayembed.jobs import score
+from rayembed.data.store import Store
+from rayembed.jobs import pairs
+from rayembed.jobs.pairs import PairScores, PairSource, Plan, PlannedPairs
 
-PER_ROW = 50
-MODEL = ModelConfig(name_or_path="none is read")
+PER_PART = 5000
 
 
-def rows(folder: Path, passages: int) -> Store:
-    """Rows whose passages come up twice: as a positive, and as a negative of the next row."""
-    texts = [f"text {i}" for i in range(passages)]
-    writer = StoreWriter(folder, ROWS, 8)
-    for i in range(0, passages, PER_ROW):
-        pos, neg = texts[i : i + PER_ROW], texts[i - PER_ROW : i]
-        writer.add({"query_id": f"q{i}", "query": f"q{i}", "pos": pos, "neg": neg, "dataset": "d"})
-    return writer.finish()
+class Numbered:
+    """Pairs whose passages come up twice: in their part, and in the next one."""
+
+    def __init__(self, *, passages: int) -> None:
+        self._passages = passages
+
+    def pairs(self, part: int) -> list[tuple[str, str]]:
+        first = part * PER_PART
+        numbers = range(max(first - PER_PART, 0), min(first + PER_PART, self._passages))
+        return [(f"query {part + i % 2}", f"passage {i}") for i in numbers]
 
 
-def unique(folder: Path, store: Store) -> Store:
-    return score._unique_passages(Experiment(output_dir=str(folder), model=MODEL), store)
-
-
-def test_each_passage_is_there_once_in_the_order_of_the_rows(tmp_path: Path) -> None:
-    found = unique(tmp_path, rows(tmp_path / "rows", 1000))
-    texts = [text for table in found.iter_parts(["text"]) for text in table.column("text").to_pylist()]
-    assert texts == [f"text {i}" for i in range(1000)]
-
-
-def test_the_driver_holds_few_bytes_a_passage(tmp_path: Path) -> None:
-    """Some 30, most of them while the index of the store is written; with a set of numbers they are 110."""
-    peaks = []
-    for passages in (15_000, 45_000):
-        store = rows(tmp_path / str(passages), passages)
+def written(folder: Path, passages: int, *, traced: bool = False) -> tuple[Store, Store]:
+    parts = -(-passages // PER_PART)
+    source = PairSource("tests.jobs.test_score_passages:Numbered", {"passages": passages}, parts, (PER_PART,) * parts)
+    plan = Plan.made(source, PairScores(folder), folder / "plan", "score")
+    if traced:
         tracemalloc.start()
-        unique(tmp_path / f"run-{passages}", store)
+    pairs._write_texts(folder, PlannedPairs(source, plan.folder), plan.units(), 2048)
+    return Store.open(folder / "queries"), Store.open(folder / "passages")
+
+
+def texts(store: Store) -> list[str]:
+    return [text for table in store.iter_parts(["text"]) for text in table.column("text").to_pylist()]
+
+
+def test_each_text_is_there_once(tmp_path: Path) -> None:
+    queries, passages = written(tmp_path, 12_000)
+    assert sorted(texts(passages)) == sorted(f"passage {i}" for i in range(12_000))
+    assert sorted(texts(queries)) == [f"query {i}" for i in range(4)]
+    found = passages.find_ids(pairs._text_ids(["passage 7", "passage 8", "passage -1"]))
+    assert texts(passages)[found[0]] == "passage 7"
+    assert texts(passages)[found[1]] == "passage 8"
+    assert found[2] == -1
+
+
+def test_the_driver_holds_few_bytes_a_text(tmp_path: Path) -> None:
+    """Some 50, most of them while the index of the store is written."""
+    peaks = []
+    for passages in (10_000, 25_000):
+        written(tmp_path / str(passages), passages, traced=True)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert (peaks[1] - peaks[0]) / 30_000 < 60
+    assert (peaks[1] - peaks[0]) / 15_000 < 60, peaks

@@ -60,8 +60,8 @@ def test_near_duplicates_are_those_that_reach_the_bound(seed: int, length: int, 
 
 @pytest.mark.parametrize("size", [10, 20, 100])
 def test_a_similarity_of_exactly_the_bound_is_near(size: int) -> None:
-    """A text of the first 9 of every 10 grams of a positive, whichever of them are looked for first."""
-    words = [f"w{i}" + "x" * (i % 7) for i in range(size + 2)]
+    """The text has 9 of 10 grams of the positive, but none of the longest, which are looked for first."""
+    words = [f"w{i}" + "x" * i for i in range(size + 2)]
     part = words[: size * 9 // 10 + 2]
     found = near_duplicates([" ".join(words)], [" ".join(part), " ".join(part[1:])], 0.9)
     assert found.tolist() == [True, False]
@@ -89,6 +89,11 @@ def test_what_a_gram_is() -> None:
     assert grams("?") == grams("") == []
     assert grams("東京タワー") == ["東 京 タ", "京 タ ワ", "タ ワ ー"]
     assert grams("ﬁne CAFÉ e\u0301t") == ["fine café ét"]
+
+
+def test_case_and_compatible_characters_are_no_difference() -> None:
+    texts = ["Rain: falls, \ufb01ne and COLD", "rain falls fine and old"]
+    assert near_duplicates(["RAIN FALLS FINE and cold"], texts, 1.0).tolist() == [True, False]
 
 
 def test_nothing_to_compare_is_no_similarity() -> None:

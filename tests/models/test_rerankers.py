@@ -1,14 +1,15 @@
 """Rerankers' scores equal transformers' own pair by pair, in order, however pairs are batched and cut."""
 
+import json
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from tokenizers import decoders
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -45,6 +46,19 @@ DECODERS = {
 }
 
 
+@pytest.fixture(scope="module")
+def cross_encoder(reranker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cross-encoder whose tokenizer gives token types and puts tokens together to words again, as BERT's do."""
+    folder = shutil.copytree(reranker_folder, tmp_path_factory.mktemp("cross-encoder") / "model")
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.decoder = decoders.WordPiece()  # type: ignore[assignment] # typed as read-only
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_input_names": names}))
+    return folder
+
+
 def decoder_folder(folder: Path, kind: str, bos: str | None) -> Path:
     """A 2-layer decoder whose scores differ from pair to pair, with a tokenizer of single characters."""
     tokenizer = tiny_tokenizer()
@@ -74,10 +88,11 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scored(
-    folder: Path, pairs: list[tuple[str, str]], max_len: int, tokens_per_batch: int = 4096, **settings: Any  # noqa: ANN401
+    folder: Path, pairs: list[tuple[str, str]], max_len: int, tokens_per_batch: int = 4096, **settings: str | None
 ) -> NDArray[np.float32]:
-    config = ScoreConfig(model=str(folder), **settings)
-    reranker = load_reranker(config, teacher_kind(str(folder)), device=CPU)
+    config = ScoreConfig(model=str(folder), **settings)  # type: ignore[arg-type] # all of these settings are texts
+    kind = "reranker" if (folder / "config.json").read_text().count("ForSequenceClassification") else "decoder-reranker"
+    reranker = load_reranker(config, kind, device=CPU)
     return reranker.score(pairs, max_len=max_len, tokens_per_batch=tokens_per_batch, dtype=torch.float32)
 
 
@@ -100,37 +115,43 @@ def cut_ids(folder: Path, pair: tuple[str, str], max_len: int) -> tuple[list[int
 
 
 @pytest.mark.parametrize("tokens_per_batch", [64, 150, 4096])
-def test_scores_equal_transformers_own_in_order(reranker_folder: Path, tokens_per_batch: int) -> None:
-    expected = [of_ids(reranker_folder, *cut_ids(reranker_folder, pair, 64)) for pair in PAIRS]
+def test_scores_equal_transformers_own_in_order(cross_encoder: Path, tokens_per_batch: int) -> None:
+    expected = [of_ids(cross_encoder, *cut_ids(cross_encoder, pair, 64)) for pair in PAIRS]
     assert np.ptp(expected) > 0.05
-    np.testing.assert_allclose(scored(reranker_folder, PAIRS, 64, tokens_per_batch), expected, atol=1e-5)
+    np.testing.assert_allclose(scored(cross_encoder, PAIRS, 64, tokens_per_batch), expected, atol=1e-5)
 
 
-def test_a_query_is_cut_to_three_quarters_and_then_the_passage(reranker_folder: Path) -> None:
-    expected = [of_ids(reranker_folder, *cut_ids(reranker_folder, pair, 64)) for pair in CUT]
-    assert [len(cut_ids(reranker_folder, pair, 64)[0]) for pair in CUT] == [48, 3, 48, 36]
-    np.testing.assert_allclose(scored(reranker_folder, CUT, 64), expected, atol=1e-5)
+def test_a_query_is_cut_to_three_quarters_and_then_the_passage(cross_encoder: Path) -> None:
+    expected = [of_ids(cross_encoder, *cut_ids(cross_encoder, pair, 64)) for pair in CUT]
+    assert [len(cut_ids(cross_encoder, pair, 64)[0]) for pair in CUT] == [48, 3, 48, 36]
+    np.testing.assert_allclose(scored(cross_encoder, CUT, 64), expected, atol=1e-5)
 
 
-def test_the_shortest_limit_leaves_the_passage_a_token(reranker_folder: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(reranker_folder)
+def test_the_shortest_limit_leaves_the_passage_a_token(cross_encoder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(cross_encoder)
     query, passage = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in CUT[2])
-    expected = of_ids(reranker_folder, query[:4], passage[:1])
-    np.testing.assert_allclose(scored(reranker_folder, [CUT[2]], 8), [expected], atol=1e-5)
+    expected = of_ids(cross_encoder, query[:4], passage[:1])
+    np.testing.assert_allclose(scored(cross_encoder, [CUT[2]], 8), [expected], atol=1e-5)
 
 
-def test_instructions_are_put_before_both_texts(reranker_folder: Path) -> None:
+def test_instructions_are_put_before_both_texts(cross_encoder: Path) -> None:
     told = {"query_instruction_for_rerank": "A: ", "passage_instruction_for_rerank": "B: "}
     written = [(f"A: {query}", f"B: {passage}") for query, passage in PAIRS]
-    np.testing.assert_array_equal(scored(reranker_folder, PAIRS, 64, **told), scored(reranker_folder, written, 64))
+    np.testing.assert_array_equal(scored(cross_encoder, PAIRS, 64, **told), scored(cross_encoder, written, 64))
 
 
-@pytest.mark.parametrize("folder", ["reranker_folder", "llama"])
+def test_a_tokenizer_without_offsets_cuts_by_tokens(cross_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = scored(cross_encoder, CUT, 64)
+    monkeypatch.setattr(type(AutoTokenizer.from_pretrained(cross_encoder)), "is_fast", False)
+    np.testing.assert_allclose(scored(cross_encoder, CUT, 64), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("folder", ["cross_encoder", "llama"])
 def test_no_pairs_have_no_scores(folder: str, request: pytest.FixtureRequest) -> None:
     assert scored(request.getfixturevalue(folder), [], 64).shape == (0,)
 
 
-@pytest.mark.parametrize("folder", ["reranker_folder", "llama"])
+@pytest.mark.parametrize("folder", ["cross_encoder", "llama"])
 def test_nothing_is_logged_for_a_batch(
     folder: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -211,16 +232,16 @@ def test_the_kind_of_a_teacher_is_known_by_its_class_and_files(
 @pytest.mark.parity
 @pytest.mark.parametrize("instructions", [(None, None), ("A: ", None), ("A: ", "B: ")])
 def test_scores_equal_those_of_flagembeddings_reranker(
-    reranker_folder: Path, instructions: tuple[str | None, str | None]
+    cross_encoder: Path, instructions: tuple[str | None, str | None]
 ) -> None:
     """compute_score over all pairs at once is what its add_reranker_score.py does."""
     from FlagEmbedding import FlagReranker
 
     told = dict(zip(("query_instruction_for_rerank", "passage_instruction_for_rerank"), instructions, strict=True))
-    theirs = FlagReranker(str(reranker_folder), use_fp16=False, max_length=64, devices="cpu", **told)
+    theirs = FlagReranker(str(cross_encoder), use_fp16=False, max_length=64, devices="cpu", **told)
     pairs = [*PAIRS, *CUT]
     expected = theirs.compute_score(pairs, batch_size=3)
-    np.testing.assert_allclose(scored(reranker_folder, pairs, 64, 300, **told), expected, atol=1e-5)
+    np.testing.assert_allclose(scored(cross_encoder, pairs, 64, 300, **told), expected, atol=1e-5)
 
 
 @pytest.mark.parity

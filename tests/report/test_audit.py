@@ -10,6 +10,7 @@ import pytest
 from rayembed.mining.audit import Mined, Negative, figures, part_audit, summed
 from rayembed.report import audit_page, plots
 from rayembed.report.audit import MOST_BINS, binned
+from rayembed.report.audit_verdict import Verdict, share, verdict
 from tests.report.test_page import ATTACK, Structure
 
 WINDOW = (10, 60)
@@ -29,14 +30,14 @@ RAIN = Mined(
     wanted=5,
     dropped={"positive_id": 5678, "max_score": 2},
 )
-SNOW = Mined("q-snow", "what is snow", ["white"], ["p3"], [None], [None], [], 5, {"query_text": 1})
+SNOW = Mined("q-snow", "what is snow", ["white"], ["p3"], [None], [None], [], 5, {"query_text": 1, "max_score": 0})
 
 
 def audit_of(*mined: Mined) -> dict[str, Any]:
     return summed([part_audit(mined, first_rank=WINDOW[0], last_rank=WINDOW[1], shown=range(len(mined)))])
 
 
-def page(*mined: Mined, most_used: Sequence[dict[str, Any]] = USED, **stats: Any) -> str:
+def page(*mined: Mined, most_used: Sequence[dict[str, Any]] = USED, **stats: object) -> str:
     audit = audit_of(*mined)
     return audit_page("a title", figures(audit) | stats, audit, most_used, window=WINDOW)
 
@@ -57,8 +58,7 @@ def test_verdict_and_counts_are_there() -> None:
         "Of 2 negatives and 2 positives.",
     ):
         assert found in text
-    assert re.search(r"positive id\s*5,678", text)
-    assert re.search(r"never\s*0", text)
+    assert re.search(r"by filter\s*positive id\s*5,678\s*never\s*0\s*Suspected", text)
     assert re.search(r"4,321\s*a passage for everyone\s*c9", text)
     assert re.search(r"suspected false negatives\s*2\n", text)
 
@@ -95,7 +95,9 @@ def test_queries_with_too_few_say_how_many_they_got_and_what_was_dropped() -> No
     text = Structure(page(RAIN, SNOW)).text
     shown = text[text.index("Queries with too few negatives") : text.index("Most used")]
     first = r"2\s*1\s*what is rain\s*q-rain\s*2 of 5 from the window; dropped: positive id 5,678, max score 2"
-    assert re.search(first + r"\s*5\s*0\s*what is snow\s*q-snow\s*0 of 5 from the window; dropped: query text 1", shown)
+    assert re.search(
+        first + r"\s*5\s*0\s*what is snow\s*q-snow\s*0 of 5 from the window; dropped: query text 1\s*$", shown
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,16 +112,25 @@ def test_queries_with_too_few_say_how_many_they_got_and_what_was_dropped() -> No
     ],
 )
 def test_what_is_above_its_bound_is_named_with_the_setting(changed: dict[str, int], setting: str) -> None:
-    def text(counts: dict[str, int]) -> str:
+    def of(counts: dict[str, int]) -> Verdict:
         audit = audit_of(RAIN)
         thousand = ("queries", "negatives", "positives", "judged_pairs", "compared_pairs")
         audit["counts"] = dict.fromkeys(audit["counts"], 0) | dict.fromkeys(thousand, 1000) | counts
-        return Structure(audit_page("t", figures(audit), audit, [], window=WINDOW)).text
+        return verdict(figures(audit), audit, window=WINDOW)
 
     at_the_bound = {name: count - 1 for name, count in changed.items() if count}
-    assert "Nothing stands out" in text(at_the_bound)
-    assert setting in text(changed)
-    assert "Look at this first" in text(changed)
+    assert (of(at_the_bound).kind, of(at_the_bound).concerns) == ("better", [])
+    assert of(changed).kind == "worse"
+    assert len(of(changed).concerns) == 1
+    assert setting in of(changed).concerns[0]
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "text"),
+    [(0, 9, "0 %"), (9, 9, "100 %"), (1, 3, "33.3 %"), (1, 300, "0.33 %"), (1, 10**6, "less than 0.01 %"), (0, 0, "–")],  # noqa: RUF001
+)
+def test_shares_have_the_digits_that_they_need(part: int, whole: int, text: str) -> None:
+    assert share(part, whole) == text
 
 
 @pytest.mark.parametrize(("queries", "most", "named"), [(1000, 50, False), (1000, 51, True), (10, 20, False)])
@@ -127,7 +138,7 @@ def test_a_passage_that_serves_too_many_queries_is_named(queries: int, most: int
     audit = audit_of(RAIN)
     audit["counts"] = dict.fromkeys(audit["counts"], 0) | {"queries": queries, "negatives": 15}
     stats = figures(audit) | {"uses": {"passages": 9, "most": most}}
-    assert ("mine.max_uses" in Structure(audit_page("t", stats, audit, [], window=WINDOW)).text) == named
+    assert ("mine.max_uses" in " ".join(verdict(stats, audit, window=WINDOW).concerns)) == named
 
 
 def test_every_plot_has_its_axis_and_its_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,6 +185,14 @@ def test_bins_hold_every_value_and_are_equal_and_few(low: float, high: float) ->
     shifted = np.array(edges) - 1e-9 * max(abs(low), abs(high), 1)  # a value at an edge belongs to the bin on its right
     for side, own in (("negatives", values[:200]), ("positives", values[200:])):
         assert counts[side] == np.histogram(own, bins=shifted)[0].tolist()
+
+
+@pytest.mark.parametrize(("step", "low"), [(0.001, 0.61), (0.01, 4.0), (1.0, 790.0)])
+def test_no_bin_is_narrower_than_five_steps_of_the_values(step: float, low: float) -> None:
+    values = [f"{low + i * step:.3g}" for i in range(10)]
+    edges, counts = binned({"negatives": dict.fromkeys(values, 3)})
+    assert edges[1] - edges[0] == pytest.approx(5 * step)
+    assert counts == {"negatives": [15, 15]}
 
 
 def test_nothing_known_is_a_page_too() -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -148,13 +149,50 @@ def test_an_index_is_the_same_every_time_and_another_with_another_seed(name: str
 
 @pytest.mark.parametrize("name", APPROXIMATE)
 def test_what_a_query_finds_does_not_depend_on_the_queries_beside_it(name: str, tmp_path: Path) -> None:
-    passages, queries = clustered(3000), clustered(300, seed=1)
+    passages = np.repeat(clustered(300), 10, axis=0)
+    passages += np.random.default_rng(2).uniform(-1e-7, 1e-7, passages.shape).astype(np.float32)
+    queries = clustered(300, seed=1)
     config = SearchConfig(ivf_probes=3)
     index = load_index(name, built(name, passages, tmp_path), config)
     scores, rows = index.search(queries, 10)
     for i in range(0, 300, 7):
         alone = index.search(queries[i : i + 1], 10)
         assert (alone[0][0].tolist(), alone[1][0].tolist()) == (scores[i].tolist(), rows[i].tolist())
+
+
+def test_built_indexes_are_searched_without_the_arithmetic_for_many_queries() -> None:
+    """FAISS multiplies matrices where there are more queries than a setting says, with other last bits."""
+    before, seen = faiss.cvar.distance_compute_blas_threshold, list[int]()
+
+    def search(queries: Floats, k: int, params: object) -> tuple[Floats, NDArray[np.int64]]:
+        seen.append(faiss.cvar.distance_compute_blas_threshold)
+        return queries, np.zeros((1, k), np.int64)
+
+    backends._search_built(SimpleNamespace(search=search), lambda k: None, np.zeros((1, 1), np.float32), 1)
+    assert seen == [2**31 - 1]
+    assert faiss.cvar.distance_compute_blas_threshold == before
+
+
+def test_one_thread_builds_an_index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def build(passages: Floats, config: SearchConfig, seed: int) -> object:
+        seen.append(faiss.omp_get_max_threads())
+        return faiss.IndexFlatIP(2)
+
+    monkeypatch.setitem(BACKENDS, "ivf", replace(BACKENDS["ivf"], build=build))
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(2)
+    built("ivf", np.zeros((1, 2), np.float32), tmp_path)
+    assert faiss.omp_get_max_threads() == 2
+    faiss.omp_set_num_threads(threads)
+    assert seen == [1]
+
+
+@pytest.mark.parametrize(("number", "lists"), [(38, 1), (100, 2), (3000, 76), (10_000, 256)])
+def test_an_ivf_index_has_no_more_lists_than_can_be_trained(number: int, lists: int, tmp_path: Path) -> None:
+    config = SearchConfig(ivf_lists=256)
+    assert faiss.read_index(str(built("ivf", clustered(number, 4), tmp_path, config))).nlist == lists
 
 
 @pytest.mark.parametrize("number", [1, 2, 38, 39, 100, 400])

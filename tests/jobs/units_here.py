@@ -1,0 +1,39 @@
+"""Units without Ray, one after the other in this process, for tests of what workers do."""
+
+import json
+from collections.abc import Sequence
+
+from rayembed.jobs.units import Unit, UnitActor, Work
+
+
+class UnitsHere:
+    """In place of `rayembed.jobs.units._stream`: the last unit first, as no order is promised; notes what it did."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        """FOLDER/UNIT of each."""
+
+        self.workers: set[str] = set()
+        self.stop_at: str | None = None
+        """Unit before which the driver is killed."""
+
+    def stream(self, pending: Sequence[Unit], work: Work, *_: object) -> list[dict[str, str]]:
+        """Does the units by a worker that got its arguments as text, as from another machine."""
+        actor = UnitActor(
+            worker=work.worker,
+            arguments=json.loads(json.dumps(work.arguments)),
+            folder=str(work.folder),
+            threads=1,
+            use_gpu=False,
+            max_retries=0,
+            num_workers=1,
+        )
+        self.workers.add(work.worker.rpartition(":")[2])
+        rows = []
+        for unit in reversed(pending):
+            if unit.name == self.stop_at:
+                raise KeyboardInterrupt
+            self.done.append(f"{work.folder.name}/{unit.name}")
+            found = actor({"name": [unit.name], "spec": [json.dumps(unit.spec)]})
+            rows.append({"name": unit.name, "error": found["error"][0]})
+        return rows

@@ -1,0 +1,41 @@
+"""The jobs without Ray: units are done in this process one after the other, as an actor does them."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+
+from rayembed.config.ray import RayConfig
+from rayembed.jobs.units import Unit, UnitActor, Work
+
+
+def do_units_here(patch: pytest.MonkeyPatch) -> list[str]:
+    """Takes the place of Ray where units are done, and where mine and score start it.
+
+    Returns:
+        "what: name" of each unit as it is done, a list that grows.
+    """
+    done: list[str] = []
+
+    def stream(pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: bool) -> Iterator[dict[str, str]]:
+        actor = UnitActor(
+            worker=work.worker,
+            arguments=json.loads(json.dumps(work.arguments)),
+            folder=str(work.folder),
+            threads=1,
+            use_gpu=use_gpu,
+            max_retries=0,
+            num_workers=1,
+        )
+        for unit in pending:
+            done.append(f"{work.what}: {unit.name}")
+            answer = actor({"name": np.array([unit.name]), "spec": np.array([json.dumps(unit.spec)])})
+            yield {"name": answer["name"][0], "error": answer["error"][0]}
+
+    patch.setattr("rayembed.jobs.units._stream", stream)
+    for job in ("mine", "score"):
+        patch.setattr(f"rayembed.jobs.{job}.ray_session", lambda _: nullcontext())
+    patch.setenv("OMP_NUM_THREADS", "1")
+    return done
