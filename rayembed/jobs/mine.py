@@ -80,8 +80,14 @@ def plan(experiment: Experiment) -> str:
     return (
         f"mine: {rows.num_rows:,} queries against {corpus.num_rows:,} passages in {len(corpus.parts)} units, "
         f"{config.negative_number} negatives a query from ranks {config.range_for_sampling}; "
-        f"{estimates.encoding(experiment, rows, 'query', corpus)}; {_planned(experiment, prepared).in_words()}; {where}"
+        f"{_to_encode(experiment, config, rows, corpus)}; {_planned(experiment, prepared).in_words()}; {where}"
     )
+
+
+def _to_encode(experiment: Experiment, config: MineConfig, rows: Store, corpus: Store) -> str:
+    if config.corpus_embeddings:
+        return "the vectors of the corpus are given"
+    return f"encoding: {estimates.encoding(miner(experiment), rows, 'query', corpus)}"
 
 
 def _section(experiment: Experiment) -> MineConfig:

@@ -118,10 +118,22 @@ def test_the_audit_shows_twenty_rows_and_what_was_counted(mined: Experiment) -> 
     folder = Path(mined.output_dir) / "mine"
     page, rows = (folder / "audit.html").read_text(), read_lines(folder)
     stats = json.loads((folder / "stats.json").read_text())
-    assert sum(f"<h4>{row['query']}</h4>" in page for row in rows) == 20
-    assert page.count("<dt>filled up</dt>") + page.count("<dt>rank ") == 20 * NUMBER
+    examples = page[page.index("<h2>Examples at random") : page.index("<h2>All counts")]
+    assert sum(f"<summary><b>{row['query']}</b>" in examples for row in rows) == 20
+    assert examples.count("<dt>filled up</dt>") + examples.count("<dt>rank ") == 20 * NUMBER
+    assert (
+        f"{stats['negatives']:,} negatives for {NUM_TRAIN} queries, from ranks 0 to {LAST - 1} of 120 passages" in page
+    )
     assert f"Of {stats['negatives'] - stats['filled_up']:,} negatives from the window" in page
-    assert f"the {stats['positives_ranked']:,} positives" in page
+    assert f"negatives and {stats['positives']:,} positives" in page
+    assert f"{stats['suspected_by_score']:,} of {stats['compared_pairs']:,} pairs" in page
+    often = Counter(name for row in rows for name in row["neg_ids"])
+    assert stats["uses"]["most"] == max(often.values())
+    assert stats["uses"]["passages"] == len(often)
+    name, count = min(often.items(), key=lambda item: (-item[1], item[0]))
+    used = page[page.index("<h2>Most used negatives") : page.index("<h2>Examples at random")]
+    assert used.index(f'<td class="number">{count}</td>') < used.index(name)
+    assert used.count("<tr><td") == 20
 
 
 def test_positives_of_other_rows_and_bare_texts_are_no_negatives(

@@ -25,7 +25,7 @@ NEAR = "one two three four five six"
 
 
 def world() -> World:
-    """Positives in the corpus and absent from it, several of them, those of other rows, and passages that read alike."""
+    """Positives in the corpus and absent from it, several, those of other rows; passages that read alike."""
     asked = texts(12, seed=2, words=3)
     passages = {
         **CORPUS,
@@ -160,7 +160,7 @@ def test_pools_are_what_the_rules_leave(name: str, tmp_path: Path) -> None:
         assert pool["pool"] == kept
         assert pool["dropped"] == dict.fromkeys(pool["dropped"], 0) | dropped
         last = int(mining.config.range_for_sampling.split("-")[1])
-        assert sum(pool["dropped"].values()) + len(pool["pool"]) == min(last, len(made.passages)), "all are accounted for"
+        assert sum(pool["dropped"].values()) + len(pool["pool"]) == min(last, len(made.passages)), "none is lost"
         assert sorted(pool["order"]) == list(range(len(kept)))
         if mining.config.sampling_strategy == "top":
             assert pool["order"] == list(range(len(kept)))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rayembed.config import Experiment
@@ -31,7 +32,7 @@ def reads(job: str, experiment: Experiment) -> dict[str, Any]:
     rows, _ = training_rows(experiment, after=())
     if job == "train":
         return train._reads(experiment, rows)
-    return score._reads(experiment, score._section(experiment), rows)
+    return score._reads(experiment, rows)
 
 
 def model(**changes: Any) -> Change:  # noqa: ANN401 - what YAML may hold
@@ -56,9 +57,25 @@ def experiment(
     )
 
 
+MATTERS_IN_MINE: dict[str, Any] = {
+    "range_for_sampling": "3-20",
+    "sampling_strategy": "top",
+    "fill_up": False,
+    "min_score": 0.0,
+    "max_score": 0.5,
+    "absolute_margin": 0.1,
+    "relative_margin": 0.05,
+    "margin_positive": "highest",
+    "near_duplicate": 0.5,
+    "max_uses": 3,
+    "denoise": True,
+}
+DENOISING: dict[str, Any] = {"denoise_margin": 0.5, "denoise_max_score": 0.5, "denoise_candidates": 9}
 MATTERS = [
     *(("mine", model(query_instruction_for_retrieval="find: ")), ("mine", model(pooling="cls"))),
     *(("mine", section("mine", negative_number=3)), ("mine", section("data", passage_max_len=20))),
+    *(("mine", section("mine", **{name: value})) for name, value in MATTERS_IN_MINE.items()),
+    *(("mine", section("search", backend=name)) for name in ("hnsw", "ivf")),
     *(("evaluate", model(passage_instruction_for_retrieval="p: ")), ("evaluate", model(normalize_embeddings=False))),
     *(("evaluate", section("evaluate", k_values=[7])), ("evaluate", lambda e: replace(e, seed=7))),
     *(("encode", model(query_instruction_for_retrieval="q: ")), ("encode", model(normalize_embeddings=False))),
@@ -68,7 +85,12 @@ MATTERS = [
     ("train", section("train", deepspeed={"zero_optimization": {"stage": 1}})),
 ]
 DOES_NOT = [
-    ("mine", section("mine", use_gpu_for_searching=True)),
+    *(("mine", section("mine", use_gpu_for_searching=True)), ("mine", section("mine", rounds=3))),
+    *(("mine", section("search", backend=name)) for name in ("flat", "torch")),
+    ("mine", section("search", passages_per_index=9, passages_per_unit=9, queries_per_unit=9, recall_queries=9)),
+    ("mine", section("search", ivf_probes=3, hnsw_neighbors=9)),
+    *((job, lambda e: replace(e, cache_dir="/tmp/elsewhere")) for job in ("mine", "score", "evaluate", "encode")),
+    ("mine", section("score", model="no/teacher")),
     ("mine", section("encode", queries_per_unit=7)),
     ("score", model(query_instruction_for_retrieval="the student's")),
     ("train", section("train", save_steps=3, logging_steps=1)),
@@ -86,6 +108,52 @@ def test_what_the_result_depends_on_is_recorded(experiment: Experiment, job: str
 @pytest.mark.parametrize(("job", "change"), DOES_NOT)
 def test_what_it_does_not_depend_on_is_not(experiment: Experiment, job: str, change: Change) -> None:
     assert reads(job, change(experiment)) == reads(job, experiment)
+
+
+@pytest.mark.parametrize("change", [section("mine", **{name: value}) for name, value in DENOISING.items()])
+def test_what_denoising_depends_on_is_recorded(experiment: Experiment, change: Change) -> None:
+    denoised = section("mine", denoise=True)(experiment)
+    assert reads("mine", change(denoised)) != reads("mine", denoised)
+
+
+def test_the_teacher_that_denoises_is_recorded(experiment: Experiment, tiny_model: Path, tmp_path: Path) -> None:
+    denoised = section("mine", denoise=True)(experiment)
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    assert reads("mine", section("score", model=str(other))(denoised)) == reads("mine", denoised), "the same weights"
+    with (other / "model.safetensors").open("ab") as file:
+        file.write(b" ")
+    changed = section("score", model=str(other))
+    assert reads("mine", changed(denoised)) != reads("mine", denoised)
+    assert reads("mine", changed(experiment)) == reads("mine", experiment), "who judges nothing does not matter"
+    assert reads("mine", section("score", max_len=9)(denoised)) != reads("mine", denoised)
+
+
+@pytest.mark.parametrize(
+    "change", [{"hnsw_neighbors": 9}, {"hnsw_ef_search": 9}, {"passages_per_index": 9}, {"hnsw_ef_construction": 9}]
+)
+def test_settings_of_an_approximate_search_are_recorded(experiment: Experiment, change: dict[str, Any]) -> None:
+    approximate = section("search", backend="hnsw")(experiment)
+    assert reads("mine", section("search", **change)(approximate)) != reads("mine", approximate)
+
+
+@pytest.mark.parametrize("change", [{"queries_per_unit": 9}, {"passages_per_unit": 9}, {"recall_queries": 9}])
+def test_how_an_approximate_search_is_cut_is_not(experiment: Experiment, change: dict[str, Any]) -> None:
+    approximate = section("search", backend="hnsw")(experiment)
+    assert reads("mine", section("search", **change)(approximate)) == reads("mine", approximate)
+
+
+def test_given_embeddings_are_recorded_by_their_files(experiment: Experiment, tmp_path: Path) -> None:
+    rows, corpus = mine._stores(mine._data(experiment))
+    found = []
+    for name, seed in (("one", 0), ("two", 1)):
+        rng = np.random.default_rng(seed)
+        np.save(tmp_path / f"{name}.npy", rng.standard_normal((corpus.num_rows, 64)).astype(np.float32))
+        found.append(reads("mine", section("mine", corpus_embeddings=[str(tmp_path / f"{name}.npy")])(experiment)))
+    np.save(tmp_path / "queries.npy", np.ones((rows.num_rows, 64), np.float32))
+    found.append(reads("mine", section("mine", query_embeddings=[str(tmp_path / "queries.npy")])(experiment)))
+    found.append(reads("mine", experiment))
+    assert all(one != other for i, one in enumerate(found) for other in found[:i])
 
 
 def test_other_judgements_are_another_evaluation(make_experiment: MakeExperiment, beir: Path, tmp_path: Path) -> None:

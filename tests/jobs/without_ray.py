@@ -11,8 +11,12 @@ from rayembed.config.ray import RayConfig
 from rayembed.jobs.units import Unit, UnitActor, Work
 
 
-def do_units_here(patch: pytest.MonkeyPatch) -> list[str]:
-    """Takes the place of Ray where units are done, and where mine and score start it.
+def do_units_here(patch: pytest.MonkeyPatch, *, backwards: bool = False) -> list[str]:
+    """Takes the place of Ray where units are done, and where all jobs but train start it.
+
+    Args:
+        patch: undoes it.
+        backwards: the last unit first, each by a worker of its own.
 
     Returns:
         "what: name" of each unit as it is done, a list that grows.
@@ -20,22 +24,26 @@ def do_units_here(patch: pytest.MonkeyPatch) -> list[str]:
     done: list[str] = []
 
     def stream(pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: bool) -> Iterator[dict[str, str]]:
-        actor = UnitActor(
-            worker=work.worker,
-            arguments=json.loads(json.dumps(work.arguments)),
-            folder=str(work.folder),
-            threads=1,
-            use_gpu=use_gpu,
-            max_retries=0,
-            num_workers=1,
-        )
-        for unit in pending:
+        def made() -> UnitActor:
+            return UnitActor(
+                worker=work.worker,
+                arguments=json.loads(json.dumps(work.arguments)),
+                folder=str(work.folder),
+                threads=1,
+                use_gpu=use_gpu,
+                max_retries=0,
+                num_workers=1,
+            )
+
+        actor = made()
+        for unit in reversed(pending) if backwards else pending:
+            actor = made() if backwards else actor
             done.append(f"{work.what}: {unit.name}")
             answer = actor({"name": np.array([unit.name]), "spec": np.array([json.dumps(unit.spec)])})
             yield {"name": answer["name"][0], "error": answer["error"][0]}
 
     patch.setattr("rayembed.jobs.units._stream", stream)
-    for job in ("mine", "score"):
+    for job in ("mine", "score", "evaluate"):
         patch.setattr(f"rayembed.jobs.{job}.ray_session", lambda _: nullcontext())
     patch.setenv("OMP_NUM_THREADS", "1")
     return done

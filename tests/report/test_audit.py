@@ -77,6 +77,14 @@ def test_suspected_pairs_stand_side_by_side_the_teachers_first() -> None:
     assert re.search(r"q-rain; 0\.0123 above[^;]*a second one\s*negative c1, rank 14, score 0\.512", text[by_score:])
 
 
+def test_a_list_that_is_cut_says_so() -> None:
+    many = Mined("q", "many", ["p"], ["i"], [0.1], [None], [RAIN.negatives[0]] * 30, 30, {})
+    text = Structure(page(many)).text
+    assert "The teacher judged no pair." in text[text.index("By the teacher") : text.index("By score")]
+    assert "30 of 30 pairs (100 %), the worst 20 of them below." in text
+    assert "the worst" not in Structure(page(RAIN)).text
+
+
 def test_examples_show_every_text_and_what_is_known_of_it() -> None:
     text = Structure(page(RAIN)).text
     shown = text[text.index("Examples at random") :]
