@@ -32,9 +32,9 @@ from rayembed.data.embeddings import (
 from rayembed.data.row_ids import rows_of_ids, write_index
 from rayembed.data.storage import fingerprint, identity, stamp, write_atomic
 from rayembed.data.store import Int64s, Store
+from rayembed.jobs.miner import miner
 from rayembed.jobs.units import Unit, Work, run_units
-from rayembed.jobs.vectors import Vectors, miner, rows_of_parts, save_part
-from rayembed.models.loading import load_config
+from rayembed.jobs.vector_files import Vectors, rows_of_parts, save_part
 
 VERSION = 1  # raise it when the same files give other vectors
 ROWS_AT_ONCE = 65536
@@ -59,6 +59,8 @@ def check_given(experiment: Experiment, rows: Store, corpus: Store) -> None:
         if paths:
             found[f"mine.{side}_embeddings"] = _headers(store, paths, f"mine.{side}_embeddings")[0].dimension
     if len(found) == 1:
+        from rayembed.models.loading import load_config  # workers import this module too, and have no use for torch
+
         model = miner(experiment).model
         settings = load_config(model.name_or_path, trust_remote_code=model.trust_remote_code)
         found[f"{model.name_or_path}, which encodes the other side,"] = int(settings.hidden_size)

@@ -26,7 +26,8 @@ from rayembed.data.store import Store
 from rayembed.jobs.folders import Reads, state, written_once
 from rayembed.jobs.session import ray_session
 from rayembed.jobs.units import Unit, Work, run_units
-from rayembed.jobs.vectors import Vectors, encode_store, encoding_reads, part_name, rows_of_parts
+from rayembed.jobs.vector_files import Vectors, part_name, rows_of_parts
+from rayembed.jobs.vectors import encode_store, encoding_reads
 from rayembed.models.loading import load_config, weights_fingerprint
 from rayembed.tracking.progress import duration
 

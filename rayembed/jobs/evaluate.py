@@ -23,7 +23,8 @@ from rayembed.jobs import estimates
 from rayembed.jobs.folders import Reads, state, written_once
 from rayembed.jobs.ranking import ShardTops, search_shards
 from rayembed.jobs.session import ray_session
-from rayembed.jobs.vectors import Vectors, encode_store, encoding_reads
+from rayembed.jobs.vector_files import Vectors
+from rayembed.jobs.vectors import encode_store, encoding_reads
 
 logger = logging.getLogger(__name__)
 Ranking = list[tuple[str, float]]

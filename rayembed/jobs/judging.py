@@ -11,7 +11,7 @@ from rayembed.config.mine import MineConfig
 from rayembed.data.repeated_queries import RepeatedQueries
 from rayembed.data.storage import fingerprint
 from rayembed.data.store import Row, Store
-from rayembed.jobs.pairs import PairScores, PairSource, score_pairs
+from rayembed.jobs.pair_scores import PairScores
 from rayembed.jobs.pool_files import Chosen, Judged, Pools
 from rayembed.jobs.pools import QUERIES_AT_ONCE, Mining, Passages, measured_from, row_units
 from rayembed.jobs.shipping import received, shipped
@@ -25,6 +25,8 @@ def judge(mining: Mining, pools: Path) -> tuple[Path, Path]:
     Returns:
         The folder of Judged, and that of the teacher's scores, both in the cache.
     """
+    from rayembed.jobs.pairs import PairSource, score_pairs  # workers import this module too, without torch
+
     experiment, config = mining.experiment, mining.config
     arguments: dict[str, Any] = {
         "rows": str(mining.rows.folder),
@@ -135,6 +137,8 @@ def judge_sample(mining: Mining, chosen: Path, sample: frozenset[int]) -> Path:
     Returns:
         The folder of the teacher's scores.
     """
+    from rayembed.jobs.pairs import PairSource, score_pairs  # workers import this module too, without torch
+
     arguments = {
         "rows": str(mining.rows.folder),
         "corpus": str(mining.corpus.folder),

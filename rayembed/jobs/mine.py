@@ -23,15 +23,18 @@ from rayembed.jobs.embeddings import check_given, given_vectors, reads_of_embedd
 from rayembed.jobs.folders import Reads, state, written_once
 from rayembed.jobs.judging import judge
 from rayembed.jobs.mined_rows import write_rows
+from rayembed.jobs.miner import miner
 from rayembed.jobs.pairs import teacher_reads
 from rayembed.jobs.pools import Mining, absent_positives, make_pools, window
 from rayembed.jobs.ranking import search_shards
 from rayembed.jobs.recall import measure_recall
 from rayembed.jobs.session import ray_session
-from rayembed.jobs.vectors import Vectors, encode_store, encoding_reads, miner
+from rayembed.jobs.vector_files import Vectors
+from rayembed.jobs.vectors import encode_store, encoding_reads
 from rayembed.mining.audit import figures, table
 from rayembed.mining.selection import Uses
 from rayembed.models.loading import load_config
+from rayembed.search.backends import BACKENDS, is_exact
 from rayembed.search.planned import Planned, planned_memory
 
 MOST_USED = 20
@@ -127,8 +130,10 @@ def _reads(experiment: Experiment, config: MineConfig, prepared: Prepared) -> Re
         "mine": {key: value for key, value in asdict(config).items() if key not in NOT_THE_RESULT},
         "seed": experiment.seed,
     }
-    if experiment.search.backend in ("ivf", "hnsw"):
-        reads["search"] = asdict(experiment.search)
+    if not is_exact(experiment.search):
+        kind = BACKENDS[experiment.search.backend]
+        names = ("backend", "passages_per_index", *kind.built_with, *kind.searched_with)
+        reads["search"] = {name: getattr(experiment.search, name) for name in names}
     if config.corpus_embeddings or config.query_embeddings:
         reads["embeddings"] = [
             reads_of_embeddings(paths) for paths in (config.corpus_embeddings, config.query_embeddings)

@@ -14,7 +14,7 @@ from rayembed.data.storage import write_atomic
 from rayembed.data.store import Row, Store
 from rayembed.jobs.choice import LATE
 from rayembed.jobs.judging import judge_sample
-from rayembed.jobs.pairs import PairScores
+from rayembed.jobs.pair_scores import PairScores
 from rayembed.jobs.pool_files import Chosen, Pools, known
 from rayembed.jobs.pools import Mining, Passages, row_units, window
 from rayembed.jobs.shipping import received, shipped

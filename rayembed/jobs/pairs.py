@@ -26,7 +26,8 @@ from rayembed.jobs.pair_scores import Keys, Pairs, PairScores, SeenKeys, pair_ke
 from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.teacher import embedding_teacher, kind_of_teacher, teacher_reads, teacher_section
 from rayembed.jobs.units import Unit, Work, run_units
-from rayembed.jobs.vectors import Vectors, encode_store
+from rayembed.jobs.vector_files import Vectors
+from rayembed.jobs.vectors import encode_store
 from rayembed.models.encoding import resolve_dtype, resolve_tokens_per_batch
 from rayembed.models.rerankers import check_pair_length, load_reranker
 from rayembed.tracking.progress import Progress

@@ -21,7 +21,7 @@ from rayembed.jobs.pool_files import Pools
 from rayembed.jobs.ranking import ShardTops
 from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.units import Unit, Work, run_units
-from rayembed.jobs.vectors import Vectors
+from rayembed.jobs.vector_files import Vectors
 from rayembed.mining.filters import Candidates, Query, apply_filters, filters_of, same_text
 from rayembed.mining.selection import draw_order, query_seed
 

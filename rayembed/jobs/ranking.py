@@ -22,7 +22,7 @@ from rayembed.data.storage import fingerprint, write_atomic
 from rayembed.data.store import Store
 from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.units import Unit, Work, run_units
-from rayembed.jobs.vectors import Vectors
+from rayembed.jobs.vector_files import Vectors
 from rayembed.search.backends import (
     BACKENDS,
     build_index,

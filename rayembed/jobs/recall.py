@@ -8,7 +8,7 @@ import numpy as np
 
 from rayembed.config import Experiment
 from rayembed.jobs.ranking import RECORD, ShardTops, search_shards
-from rayembed.jobs.vectors import Vectors
+from rayembed.jobs.vector_files import Vectors
 
 
 def measure_recall(

@@ -257,6 +257,8 @@ class UnitActor:
         return {"name": [str(name) for name in batch["name"]], "error": errors}
 
     def _one(self, name: str, spec: str) -> str:
+        if _done_file(self._folder, name).exists():  # Ray sends a unit again when a node takes the answer with it
+            return ""
         if self._worker is None:
             return self._error
         if _tries_before(self._folder, name) > self._max_retries:

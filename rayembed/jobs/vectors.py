@@ -2,22 +2,19 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from rayembed.config import Experiment
-from rayembed.config.model import ModelConfig
 from rayembed.data.prompts import passage_text, query_text
 from rayembed.data.storage import fingerprint
 from rayembed.data.store import Store
 from rayembed.jobs.shipping import absolute, received, shipped
 from rayembed.jobs.units import Unit, Work, run_units
+from rayembed.jobs.vector_files import Vectors, part_name, rows_of_parts, save_part
 from rayembed.models.encoding import encode, resolve_dtype, resolve_tokens_per_batch
 from rayembed.models.families import FAMILIES
 from rayembed.models.loading import check_length, load_embedder, load_tokenizer, pooling_of, weights_fingerprint
@@ -31,63 +28,6 @@ PROMPTS = (  # settings of the model that its vectors depend on
 )
 
 
-@dataclass(frozen=True)
-class Vectors:
-    """Vectors of a store, a .npy file a part."""
-
-    folder: Path
-    store: Store
-
-    def part(self, index: int) -> NDArray[np.float32]:
-        """Vectors [rows of the part, D], memory-mapped."""
-        return np.load(self.folder / f"{part_name(index)}.npy", mmap_mode="r")  # type: ignore[no-any-return]
-
-    def rows(self, first: int, last: int) -> NDArray[np.float32]:
-        """Vectors [last - first, D] of rows `first` to `last` - 1, copied into memory, whichever parts they are in."""
-        pieces = [
-            self.part(index)[max(first - part.first_row, 0) : last - part.first_row]
-            for index, part in enumerate(self.store.parts)
-            if part.first_row < last and part.first_row + part.num_rows > first
-        ]
-        return np.concatenate(pieces)
-
-    @cached_property
-    def dimension(self) -> int:
-        """D."""
-        return int(self.part(0).shape[1])
-
-    def all(self) -> NDArray[np.float32]:
-        """All vectors [rows of the store, D] in memory: for queries, not for a corpus."""
-        return np.concatenate([self.part(index) for index in range(len(self.store.parts))])
-
-    def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Vectors by row number, in the given order."""
-        taken = np.empty((len(rows), self.dimension), np.float32)
-        for index, part in enumerate(self.store.parts):
-            here = (rows >= part.first_row) & (rows < part.first_row + part.num_rows)
-            if here.any():
-                taken[here] = self.part(index)[rows[here] - part.first_row]
-        return taken
-
-
-def part_name(index: int) -> str:
-    """Name of the vectors of one part, without its ending."""
-    return f"part-{index:05d}"
-
-
-def rows_of_parts(store: Store, first: int, last: int) -> str:
-    """In words, for errors: the rows of parts `first` to `last` - 1."""
-    end = store.parts[last - 1]
-    return f"rows {store.parts[first].first_row} to {end.first_row + end.num_rows - 1} of {store.folder}"
-
-
-def save_part(folder: Path, index: int, vectors: NDArray[np.float32]) -> None:
-    """Writes the vectors of one part, whole or not at all."""
-    partial = folder / f"{part_name(index)}.partial.npy"
-    np.save(partial, vectors)
-    partial.replace(folder / f"{part_name(index)}.npy")
-
-
 def encoding_reads(experiment: Experiment, *names: str) -> dict[str, Any]:
     """What vectors depend on beside the texts, for the record of a job: weights, prompts, lengths, dtype."""
     settings = asdict(experiment.model)
@@ -98,26 +38,6 @@ def encoding_reads(experiment: Experiment, *names: str) -> dict[str, Any]:
         "max_len": [experiment.max_len("query"), experiment.max_len("passage")],
         "dtype": experiment.encode.dtype,
     }
-
-
-def miner(experiment: Experiment) -> Experiment:
-    """The experiment with the embedder that mines in the place of the model: its weights, pooling and instructions.
-
-    Where mine.model is null the model mines, and the experiment is the same. Else it has no section train, and one
-    round of mining, which is what one embedder does.
-    """
-    config = experiment.mine
-    if config is None or config.model is None:
-        return experiment
-    model = ModelConfig(
-        name_or_path=config.model,
-        family=experiment.model.family,
-        pooling=config.pooling,
-        query_instruction_for_retrieval=config.query_instruction_for_retrieval,
-        passage_instruction_for_retrieval=config.passage_instruction_for_retrieval,
-        trust_remote_code=experiment.model.trust_remote_code,
-    )
-    return replace(experiment, model=model, mine=replace(config, rounds=1), train=None)
 
 
 def encode_store(

@@ -15,7 +15,7 @@ from rayembed.config.mine import MineConfig
 from rayembed.data.store import PASSAGES, ROWS, Row, Store, StoreWriter
 from rayembed.jobs.pools import Mining, absent_positives
 from rayembed.jobs.ranking import search_shards
-from rayembed.jobs.vectors import Vectors
+from rayembed.jobs.vector_files import Vectors
 
 DIMENSION = 6
 WORDS = [first + second for first in "bdfgklm" for second in ("ara", "eno", "iki", "olu")]

@@ -20,7 +20,8 @@ from rayembed.data.store import ROWS, Store, StoreWriter
 from rayembed.jobs import embeddings, units
 from rayembed.jobs.embeddings import check_given, given_vectors, reads_of_embeddings, rows_at_once
 from rayembed.jobs.units import UnitError
-from rayembed.jobs.vectors import Vectors, encode_store
+from rayembed.jobs.vector_files import Vectors
+from rayembed.jobs.vectors import encode_store
 from tests.jobs.conftest import MakeExperiment
 from tests.jobs.toy_data import NUM_PASSAGES, NUM_TRAIN
 from tests.jobs.units_here import UnitsHere
@@ -110,6 +111,17 @@ def test_vectors_find_their_rows_whatever_the_order_and_the_files(
     before = len(here.done)
     given_vectors(experiment, corpus, [str(tmp_path / "files")], setting=SETTING)
     assert len(here.done) == before, "from the cache"
+
+
+@pytest.mark.parametrize("by", [1, -1])
+def test_runs_that_share_one_row_with_a_part_give_it(
+    here: UnitsHere, experiment: Experiment, corpus: Store, tmp_path: Path, by: int
+) -> None:
+    vectors, order = own_vectors(NUM_PASSAGES), np.roll(np.arange(NUM_PASSAGES), by)  # runs and parts are of 50 rows
+    ids = ids_of(corpus)
+    npy(tmp_path / "x", [ids[i] for i in order], vectors[order])
+    found = given_vectors(experiment, corpus, [str(tmp_path / "x.npy")], setting=SETTING)
+    np.testing.assert_array_equal(found.all(), vectors)
 
 
 @pytest.mark.parametrize("cuts", [[], [13, 14, 90]])

@@ -22,7 +22,8 @@ from rayembed.data.storage import working_folder
 from rayembed.data.store import Store
 from rayembed.jobs import encode, units
 from rayembed.jobs.embeddings import given_vectors
-from rayembed.jobs.vectors import Vectors, encode_store
+from rayembed.jobs.vector_files import Vectors
+from rayembed.jobs.vectors import encode_store
 from tests.jobs.conftest import MakeExperiment
 from tests.jobs.reference_ranking import vectors
 from tests.jobs.toy_data import NUM_PASSAGES, NUM_TEST, NUM_TRAIN, read_texts

@@ -73,7 +73,7 @@ def stamps(output_dir: Path) -> Stamps:
 
 def wait_for(command: Command, output_dir: Path, name: str, *, units: int = 1) -> None:
     """Until this run of the command has marked so many units of a pass done."""
-    before, deadline = len(list(output_dir.glob(PASSES[name]))), time.monotonic() + 120
+    before, deadline = len(list(output_dir.glob(PASSES[name]))), time.monotonic() + 240
     while len(list(output_dir.glob(PASSES[name]))) < before + units:
         assert command.process.poll() is None, command.log.read_text()
         assert time.monotonic() < deadline, command.log.read_text()

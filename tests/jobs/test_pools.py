@@ -14,7 +14,7 @@ from rayembed.config.mine import MineConfig
 from rayembed.data.store import PASSAGES, Row
 from rayembed.jobs.pool_files import Pools
 from rayembed.jobs.pools import Mining, PositiveScores, absent_positives, make_pools, measured_from, passage_key
-from rayembed.jobs.vectors import Vectors
+from rayembed.jobs.vector_files import Vectors
 from rayembed.mining.filters import filters_of
 from tests.jobs.small_mining import World, product, row, stored, texts, vector, with_vectors
 from tests.jobs.without_ray import do_units_here

@@ -22,7 +22,7 @@ from rayembed.jobs import ranking
 from rayembed.jobs.ranking import RECORD, IndexWorker, SearchWorker, ShardTops, ranges, search_shards
 from rayembed.jobs.recall import measure_recall
 from rayembed.jobs.units import Unit, UnitActor, Work
-from rayembed.jobs.vectors import Vectors
+from rayembed.jobs.vector_files import Vectors
 
 Floats = NDArray[np.float32]
 NUM_PASSAGES, NUM_QUERIES, K = 230, 37, 12
@@ -69,8 +69,8 @@ def with_copies(rng: np.random.Generator, rows: int, dimension: int = 24) -> Flo
 def stored(folder: Path, name: str, vectors: Floats, ids: Sequence[str], rows_per_part: int) -> Vectors:
     """Vectors as `encode_store` leaves them, their store beside."""
     writer = StoreWriter(folder / f"{name}-store", QUERIES if name == "queries" else PASSAGES, rows_per_part)
-    for i in ids:
-        writer.add({"id": i, "text": i})
+    for own in ids:
+        writer.add({"id": own, "text": own})
     store = writer.finish()
     (folder / name).mkdir()
     for i, part in enumerate(store.parts):
@@ -238,11 +238,12 @@ def test_what_an_approximate_search_depends_on_names_its_folder(
 ) -> None:
     queries, passages = corpus(tmp_path)
     base = experiment(tmp_path, backend=backend, passages_per_index=100)
-    own = {
+    own: list[dict[str, Any]] = {
         "ivf": [{"ivf_lists": 2}, {"ivf_probes": 2}],
         "hnsw": [{"hnsw_neighbors": 5}, {"hnsw_ef_construction": 9}, {"hnsw_ef_search": 30}],
     }[backend]
-    others = [replace(base, search=replace(base.search, **change)) for change in [*own, {"passages_per_index": 99}]]
+    own.append({"passages_per_index": 99})
+    others = [replace(base, search=replace(base.search, **change)) for change in own]
     others += [replace(base, seed=1), replace(base, search=SearchConfig())]
     folders = [search_shards(asked, queries, passages, K) for asked in (base, *others)]
     assert len(set(folders)) == len(folders)

@@ -13,7 +13,7 @@ import pytest
 from ray.exceptions import RayError
 
 from rayembed.config.ray import RayConfig
-from rayembed.jobs.units import Unit, UnitError, Work, run_units
+from rayembed.jobs.units import Unit, UnitActor, UnitError, Work, run_units
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 RETRIES = RayConfig(max_unit_retries=1)
@@ -142,6 +142,21 @@ def test_a_worker_that_cannot_be_made_ends_in_one_error(tmp_path: Path) -> None:
 def test_a_worker_that_is_killed_whenever_it_is_made_ends_in_one_error(tmp_path: Path) -> None:
     with pytest.raises(UnitError, match="was killed again and again while it was made"):
         run_units(units("well", "well"), work(tmp_path, "die"), RETRIES)
+
+
+def test_a_unit_that_is_sent_again_after_it_was_done_is_left_as_it_is(tmp_path: Path) -> None:
+    actor = UnitActor(
+        worker="tests.jobs.breaking_units:Breaking",
+        arguments={"constructor": ""},
+        folder=str(tmp_path),
+        threads=1,
+        use_gpu=False,
+        max_retries=0,
+        num_workers=1,
+    )
+    batch = {"name": ["unit-1"], "spec": [json.dumps({"does": "well", "writes": "x"})]}
+    assert actor(batch) == actor(batch) == {"name": ["unit-1"], "error": [""]}
+    assert times_called(tmp_path, [1]) == [1]
 
 
 def test_what_is_done_needs_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

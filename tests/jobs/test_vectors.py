@@ -4,7 +4,8 @@ from pathlib import Path
 
 from rayembed.config.mine import MineConfig
 from rayembed.config.model import ModelConfig
-from rayembed.jobs.vectors import encoding_reads, miner
+from rayembed.jobs.miner import miner
+from rayembed.jobs.vectors import encoding_reads
 from tests.jobs.conftest import TRAIN, MakeExperiment
 
 INSTRUCTIONS = {"query_instruction_for_retrieval": "q: ", "passage_instruction_for_retrieval": "p: "}

@@ -1,0 +1,68 @@
+"""Vectors of a store on disk, a .npy file a part. Without torch: workers that only read them start in a second."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayembed.data.store import Store
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Vectors of a store, a .npy file a part."""
+
+    folder: Path
+    store: Store
+
+    def part(self, index: int) -> NDArray[np.float32]:
+        """Vectors [rows of the part, D], memory-mapped."""
+        return np.load(self.folder / f"{part_name(index)}.npy", mmap_mode="r")  # type: ignore[no-any-return]
+
+    def rows(self, first: int, last: int) -> NDArray[np.float32]:
+        """Vectors [last - first, D] of rows `first` to `last` - 1, copied into memory, whichever parts they are in."""
+        pieces = [
+            self.part(index)[max(first - part.first_row, 0) : last - part.first_row]
+            for index, part in enumerate(self.store.parts)
+            if part.first_row < last and part.first_row + part.num_rows > first
+        ]
+        return np.concatenate(pieces)
+
+    @cached_property
+    def dimension(self) -> int:
+        """D."""
+        return int(self.part(0).shape[1])
+
+    def all(self) -> NDArray[np.float32]:
+        """All vectors [rows of the store, D] in memory: for queries, not for a corpus."""
+        return np.concatenate([self.part(index) for index in range(len(self.store.parts))])
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Vectors by row number, in the given order."""
+        taken = np.empty((len(rows), self.dimension), np.float32)
+        first_rows = np.array([part.first_row for part in self.store.parts])
+        of_part = np.searchsorted(first_rows, rows, side="right") - 1
+        for index in np.unique(of_part).tolist():
+            here = of_part == index
+            taken[here] = self.part(index)[rows[here] - first_rows[index]]
+        return taken
+
+
+def part_name(index: int) -> str:
+    """Name of the vectors of one part, without its ending."""
+    return f"part-{index:05d}"
+
+
+def rows_of_parts(store: Store, first: int, last: int) -> str:
+    """In words, for errors: the rows of parts `first` to `last` - 1."""
+    end = store.parts[last - 1]
+    return f"rows {store.parts[first].first_row} to {end.first_row + end.num_rows - 1} of {store.folder}"
+
+
+def save_part(folder: Path, index: int, vectors: NDArray[np.float32]) -> None:
+    """Writes the vectors of one part, whole or not at all."""
+    partial = folder / f"{part_name(index)}.partial.npy"
+    np.save(partial, vectors)
+    partial.replace(folder / f"{part_name(index)}.npy")
