@@ -83,32 +83,26 @@ def search_shards(
         "passages_per_unit": _unit_size(config, exact=exactly),
         "queries_per_unit": config.queries_per_unit,
     }
-    work = Work(
-        what="search",
-        counted="scores",
-        worker="rayembed.jobs.ranking:SearchWorker",
-        arguments={
-            "experiment": shipped(experiment),
-            "queries": [str(queries.folder), str(queries.store.folder)],
-            "passages": [str(passages.folder), str(passages.store.folder)],
-            "k": k,
-            "exact": exactly,
-            "indexes": None if indexes is None else str(indexes),
-            "sample": None if sample is None else list(sample),
-        },
-        folder=folder,
-    )
-    done = run_units(_units(cut), work, experiment.ray, use_gpu=use_gpu and exactly)
-    record = {
-        "backend": ", ".join(sorted({count["backend"] for count in done})),
-        "device": ", ".join(sorted({count["device"] for count in done})),
-        "exact": exactly,
+    arguments = {
+        "experiment": shipped(experiment),
+        "queries": _located(queries),
+        "passages": _located(passages),
         "k": k,
-        **cut,
-        "passages_per_index": config.passages_per_index,
+        "exact": exactly,
+        "indexes": None if indexes is None else str(indexes),
+        "sample": None if sample is None else list(sample),
     }
-    write_atomic(folder / RECORD, json.dumps(record, indent=1).encode())
+    worker = "rayembed.jobs.ranking:SearchWorker"
+    work = Work(what="search", counted="scores", worker=worker, arguments=arguments, folder=folder)
+    done = run_units(_units(cut), work, experiment.ray, use_gpu=use_gpu and exactly)
+    _write_record(folder, done, {"exact": exactly, "k": k, **cut, "passages_per_index": config.passages_per_index})
     return folder
+
+
+def _write_record(folder: Path, done: Sequence[dict[str, Any]], settings: dict[str, Any]) -> None:
+    """Written last: a folder that has it is finished."""
+    found_by = {name: ", ".join(sorted({count[name] for count in done})) for name in ("backend", "device")}
+    write_atomic(folder / RECORD, json.dumps({**found_by, **settings}, indent=1).encode())
 
 
 def ranges(first: int, last: int, size: int) -> list[Range]:
@@ -158,7 +152,7 @@ def _build_indexes(experiment: Experiment, passages: Vectors) -> Path:
         worker="rayembed.jobs.ranking:IndexWorker",
         arguments={
             "experiment": shipped(experiment),
-            "passages": [str(passages.folder), str(passages.store.folder)],
+            "passages": _located(passages),
         },
         folder=folder,
     )
@@ -235,6 +229,10 @@ class SearchWorker:
             index = load_index(self._backend, self._indexes / f"{_index_name(piece)}.faiss", self._config)
         scores, rows = top_k(queries, vectors, _places_of_ids(self._passages.store, piece), self._k, index=index)
         return scores, rows + piece[0]
+
+
+def _located(vectors: Vectors) -> list[str]:
+    return [str(vectors.folder), str(vectors.store.folder)]
 
 
 def _opened(folders: list[str]) -> Vectors:

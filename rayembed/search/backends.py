@@ -108,8 +108,8 @@ def open_index(name: str, passages: Floats) -> Index:
 def build_index(name: str, passages: Floats, config: SearchConfig, seed: int, path: Path) -> None:
     """Writes an index of an approximate backend, whole or not at all; the same bytes for the same arguments.
 
-    One thread builds it: hnsw links passages in the order in which threads come by, and the centres of ivf's lists are
-    sums whose last bits change with the number of threads.
+    One thread builds it: FAISS does not promise that several link the passages of hnsw alike, or add the centres of
+    ivf's lists up alike.
     """
     build = BACKENDS[name].build
     assert build is not None, f"{name} is not built"

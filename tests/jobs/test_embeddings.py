@@ -20,8 +20,6 @@ from rayembed.data.store import ROWS, Store, StoreWriter
 from rayembed.jobs import embeddings, units
 from rayembed.jobs.embeddings import check_given, given_vectors, reads_of_embeddings, rows_at_once
 from rayembed.jobs.units import UnitError
-from rayembed.jobs.vector_files import Vectors
-from rayembed.jobs.vectors import encode_store
 from tests.jobs.conftest import MakeExperiment
 from tests.jobs.toy_data import NUM_PASSAGES, NUM_TRAIN
 from tests.jobs.units_here import UnitsHere
@@ -275,13 +273,8 @@ def test_headers_are_checked_before_anything_runs(
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-def test_encoded_vectors_given_back_are_the_same_on_ray(
-    experiment: Experiment, prepared: Prepared, corpus: Store, tmp_path: Path
-) -> None:
-    assert prepared.rows is not None
-    for store, side, column in ((corpus, "passage", "id"), (prepared.rows, "query", "query_id")):
-        encoded = encode_store(experiment, store, side)
-        write_cut(tmp_path / side, parquet, *shuffled(ids_of(store, column), encoded.all()), [31, 60])
-        found = given_vectors(experiment, store, [f"file://{tmp_path / side}"], setting=SETTING, id_of=column)
-        assert isinstance(found, Vectors)
-        np.testing.assert_array_equal(found.all(), encoded.all())
+def test_vectors_find_their_rows_on_ray(experiment: Experiment, corpus: Store, tmp_path: Path) -> None:
+    ids, vectors = ids_of(corpus), own_vectors(NUM_PASSAGES)
+    write_cut(tmp_path / "files", parquet, *shuffled(ids, vectors), [31, 60])
+    found = given_vectors(experiment, corpus, [f"file://{tmp_path}/files"], setting=SETTING)
+    np.testing.assert_array_equal(found.all(), vectors)

@@ -1,6 +1,11 @@
 """Texts to vectors in order and within 16-bit rounding."""
 
+import inspect
+import json
+import logging
+import statistics
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,6 +21,13 @@ from rayembed.models.encoding import (
 from rayembed.models.loading import load_embedder, load_tokenizer
 from rayembed.models.probe import least_cosine
 
+
+def docstrings(module: ModuleType) -> list[str]:
+    """What a module's functions and classes say of themselves."""
+    values = [value for name, value in sorted(vars(module).items()) if callable(value) and not name.startswith("_")]
+    return [text for value in values if (text := inspect.getdoc(value))]
+
+
 CPU = torch.device("cpu")
 TEXTS = ["a cat", "dogs bark at night", "", "the 7 seas; and more", "z", "long " * 30, "a cat"]
 SENTENCES = [
@@ -24,6 +36,7 @@ SENTENCES = [
     "numpy.linalg.norm(x, ord=None)",
     "Return the sum of array elements over a given axis.",
     "x",
+    *(text for module in (json, logging, statistics) for text in docstrings(module)),
 ]
 
 
@@ -57,6 +70,7 @@ def test_bfloat16_keeps_the_direction_on_a_real_model(minilm: str) -> None:
         encode(model, tokenizer, SENTENCES, max_len=128, tokens_per_batch=4096, dtype=dtype)
         for dtype in (torch.float32, torch.bfloat16)
     )
+    assert len(SENTENCES) >= 64
     assert least_cosine(full, half) >= 0.9999
     assert np.abs(full - half).max() > 1e-6  # bfloat16 was in force
     np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1, atol=1e-5)  # normalised in float32
