@@ -84,6 +84,10 @@ class Experiment:
                 f"model.name_or_path is {self.model.name_or_path!r}, the folder that training replaces; choose another "
                 "output_dir"
             )
+        if self.score is not None and os.path.abspath(self.score.model) == os.path.join(self.output_dir, "model"):
+            raise ValueError(
+                f"score.model is {self.score.model!r}, the folder that training replaces; copy it elsewhere"
+            )
         if self.train is not None:
             workers, size = self.ray.num_workers, self.train.global_batch_size
             if size is not None and size % workers:
@@ -100,6 +104,14 @@ class Experiment:
         return self
 
     def _check_miner(self, mine: MineConfig) -> None:
+        trained = os.path.join(self.output_dir, "model")
+        if mine.model is not None and os.path.abspath(mine.model) == trained:
+            raise ValueError(f"mine.model is {mine.model!r}, the folder that training replaces; copy it elsewhere")
+        if mine.use_gpu_for_searching and self.search.backend in ("ivf", "hnsw"):
+            raise ValueError(
+                f"mine.use_gpu_for_searching has no effect with search.backend {self.search.backend}, which runs on "
+                "CPUs; set it to false, or search.backend to auto, flat or torch"
+            )
         if mine.denoise and self.score is None:
             raise ValueError("mine.denoise needs a teacher; add a section score with score.model, or set it to false")
         if mine.denoise and mine.denoise_margin is None and mine.denoise_max_score is None:

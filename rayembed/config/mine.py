@@ -65,7 +65,7 @@ class MineConfig:
     1: the same 3-grams). null: only what reads the same, white space and case aside."""
 
     max_uses: int | None = Field(default=None, ge=1)
-    """Queries that one passage may be a negative of; queries are served in the order of the rows. null: no limit."""
+    """Training rows that one passage may be a negative of; they are served in their order. null: no limit."""
 
     denoise: bool = False
     """Lets the teacher of section score judge the candidates that the other filters leave: what it likes is dropped."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rayembed.data.repeated_queries import RepeatedQueries
 from rayembed.data.store import Row
 from rayembed.jobs.pool_files import Chosen, Judged, Pools
+from rayembed.jobs.pool_files import known as known_score
 from rayembed.jobs.pools import Mining, Passages, query_of
 from rayembed.mining.filters import Candidates, apply_filters, filters_of, same_text
 from rayembed.mining.selection import Uses, choose, query_seed
@@ -19,10 +20,6 @@ from rayembed.tracking.progress import Progress
 
 FILL_UP_DRAWS = 20  # a small corpus may have no more; so many draws then say so
 FILL_UP_STREAM = 1  # of a query's random numbers; its pool's order is drawn from another
-OF_TEXTS = (  # filters that a passage without rank and score is put to as well
-    *("positive_id", "related_id", "positive_text", "positive_after_title", "near_duplicate", "query_text"),
-    "repeated_text",
-)
 LATE = ("not_judged", "denoised", "max_uses")  # why candidates of a pool are passed over, after the filters
 
 
@@ -61,13 +58,13 @@ def _choose_part(
         taken = pools.rows[own][places]
         uses.count(taken)
         missing = number - len(taken)
-        filled = np.empty(0, np.int64)
+        filled, their_scores = np.empty(0, np.int64), np.empty(0, np.float32)
         if missing and fill_up is not None:
-            filled = fill_up.draw(part, i, pools.rows[own], missing, uses)
+            filled, their_scores = fill_up.draw(part, i, pools, missing, uses)
             uses.count(filled)
         rows.append(np.concatenate([taken, filled]))
         ranks.append(np.concatenate([pools.ranks[own][places], np.full(len(filled), -1)]))
-        scores.append(np.concatenate([pools.scores[own][places], np.full(len(filled), np.nan, np.float32)]))
+        scores.append(np.concatenate([pools.scores[own][places], their_scores]))
         dropped.append(late)
     return Chosen(
         offsets=np.concatenate([[0], np.cumsum([len(own) for own in rows])]).astype(np.int64),
@@ -98,39 +95,44 @@ def _choose(
 
 
 class FillUp:
-    """Random passages of the corpus for rows whose pool holds too few; filters that read texts hold for them too."""
+    """Random passages of the corpus for rows whose pool holds too few, of those that the filters would leave."""
 
     def __init__(self, mining: Mining) -> None:
         self._mining = mining
         filters = filters_of(mining.config)
-        self._filters = {name: filters[name] for name in filters if name in OF_TEXTS}
+        self._filters = {name: filters[name] for name in filters if name != "min_score"}  # any is better than none
         self._repeated: RepeatedQueries | None = None
         self._part, self._known = -1, list[Row]()
 
-    def draw(self, part: int, row: int, pool: NDArray[np.int64], number: int, uses: Uses) -> NDArray[np.int64]:
-        """At most `number` passages' rows, seeded by the query; none of the row's pool.
+    def draw(
+        self, part: int, row: int, pools: Pools, number: int, uses: Uses
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """At most `number` passages' rows and scores, seeded by the query.
 
-        What the pool holds is taken already or was passed over: what the teacher likes must not come back by chance.
+        None of the row's pool, which is taken already or was passed over, and none that scores like a passage before
+        the window: what a filter or the teacher found suspect must not come back by chance.
         """
-        known = self._row(part, row)
-        corpus = self._mining.corpus
+        known, corpus = self._row(part, row), self._mining.corpus
+        number_of_row = self._mining.rows.parts[part].first_row + row
+        vector = self._mining.queries.rows(number_of_row, number_of_row + 1)[0]
         rng = np.random.default_rng([*query_seed(self._mining.experiment.seed, known["query_id"]), FILL_UP_STREAM])
-        query = query_of(known, None)
-        met = {same_text(text) for text in Passages(corpus, pool).of(pool)[1]}
-        found = np.empty(0, np.int64)
+        query = query_of(known, known_score(pools.positive[row]))
+        met = {same_text(text) for text in Passages(corpus, pools.rows[pools.of(row)]).of(pools.rows[pools.of(row)])[1]}
+        found, scores = np.empty(0, np.int64), np.empty(0, np.float32)
         for _ in range(FILL_UP_DRAWS):
             if len(found) == number:
                 break
             drawn = rng.integers(corpus.num_rows, size=number - len(found) + 4)
             drawn = drawn[uses.free(drawn)]
             ids, texts = Passages(corpus, drawn).of(drawn)
-            nothing = np.full(len(drawn), np.nan, np.float32)
-            fresh = Candidates(drawn, ids, texts, np.full(len(drawn), -1), nothing)
-            fresh = fresh.keep(np.array([same_text(text) not in met for text in texts], np.bool_))
-            left, _ = apply_filters(self._filters, query, fresh)
+            products = np.einsum("pd,d->p", self._mining.passages.take(drawn), vector)
+            fresh = Candidates(drawn, ids, texts, np.full(len(drawn), -1), products)
+            new = np.array([same_text(text) not in met for text in texts], np.bool_)
+            left, _ = apply_filters(self._filters, query, fresh.keep(new & (products < pools.ceiling[row])))
             found = np.concatenate([found, left.rows])[:number]
+            scores = np.concatenate([scores, left.scores])[:number]
             met |= {same_text(text) for text in left.texts}
-        return found
+        return found, scores
 
     def _row(self, part: int, row: int) -> Row:
         if part != self._part:

@@ -46,8 +46,11 @@ RUNS, SUMMARY = "runs", "given.json"
 logger = logging.getLogger(__name__)
 
 
-def check_given(experiment: Experiment, rows: Store, corpus: Store) -> None:
+def check_given(experiment: Experiment, rows: Store, corpus: Store) -> int:
     """Refuses mine.corpus_embeddings and mine.query_embeddings that cannot be used, by the files' headers alone.
+
+    Returns:
+        Dimension of the vectors, given or not.
 
     Raises:
         DataError: what is wrong with which file.
@@ -58,18 +61,19 @@ def check_given(experiment: Experiment, rows: Store, corpus: Store) -> None:
         paths = [] if config is None else getattr(config, f"{side}_embeddings")
         if paths:
             found[f"mine.{side}_embeddings"] = _headers(store, paths, f"mine.{side}_embeddings")[0].dimension
-    if len(found) == 1:
+    if len(found) < 2:
         from rayembed.models.loading import load_config  # workers import this module too, and have no use for torch
 
         model = miner(experiment).model
         settings = load_config(model.name_or_path, trust_remote_code=model.trust_remote_code)
-        found[f"{model.name_or_path}, which encodes the other side,"] = int(settings.hidden_size)
+        found[f"{model.name_or_path}, which encodes what is not given,"] = int(settings.hidden_size)
     if len(set(found.values())) > 1:
         (first, one), (second, two) = found.items()
         raise ValueError(
             f"{first} has vectors of {one} dimensions, {second} of {two}; allowed: one model for both. Set both "
             "settings to embeddings of one model, or mine.model to the model that made them"
         )
+    return next(iter(found.values()))
 
 
 def reads_of_embeddings(paths: Sequence[str]) -> list[list[str]]:

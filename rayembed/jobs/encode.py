@@ -82,7 +82,8 @@ def plan(experiment: Experiment) -> str:
 
 
 def _data(experiment: Experiment) -> Prepared:
-    prepared = prepare(experiment)
+    corpus = bool(experiment.data.corpus) or experiment.data.evaluation is None
+    prepared = prepare(experiment, rows=False, corpus=corpus)
     prepared.report.raise_if_errors()
     if not _stores(prepared):
         raise ValueError("there is nothing to encode; set data.corpus or data.evaluation")

@@ -15,25 +15,25 @@ from typing import Any
 from rayembed.config import Experiment
 from rayembed.config.mine import MineConfig
 from rayembed.data.prepare import Prepared, prepare
-from rayembed.data.storage import write_atomic
+from rayembed.data.storage import fingerprint, write_atomic
 from rayembed.data.store import Store
 from rayembed.jobs import estimates
 from rayembed.jobs.choice import choose_all
 from rayembed.jobs.embeddings import check_given, given_vectors, reads_of_embeddings
 from rayembed.jobs.folders import Reads, state, written_once
 from rayembed.jobs.judging import judge
-from rayembed.jobs.mined_rows import write_rows
+from rayembed.jobs.mined_rows import AUDITS, write_rows
 from rayembed.jobs.miner import miner
-from rayembed.jobs.pairs import teacher_reads
+from rayembed.jobs.pairs import check_teacher, teacher_reads
 from rayembed.jobs.pools import Mining, absent_positives, make_pools, window
 from rayembed.jobs.ranking import search_shards
 from rayembed.jobs.recall import measure_recall
-from rayembed.jobs.session import ray_session
+from rayembed.jobs.session import check_gpus, ray_session
 from rayembed.jobs.vector_files import Vectors
 from rayembed.jobs.vectors import encode_store, encoding_reads
 from rayembed.mining.audit import figures, table
 from rayembed.mining.selection import Uses
-from rayembed.models.loading import load_config
+from rayembed.models.loading import check_length
 from rayembed.search.backends import BACKENDS, is_exact
 from rayembed.search.planned import Planned, planned_memory
 
@@ -67,11 +67,15 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     def write(folder: Path) -> None:
         logger.info("%s", _planned(experiment, prepared).in_words())
         with ray_session(experiment.ray):
+            if config.use_gpu_for_searching:
+                check_gpus(experiment.ray, "mine.use_gpu_for_searching")
             _mine(experiment, config, prepared, folder)
 
     rows, _ = _stores(prepared)
     reads = _reads(experiment, config, prepared)
-    return written_once(final, reads, write, overwrite=overwrite, experiment=experiment, layout=rows.layout)
+    # Half of an audit by one teacher is not gone on with by another; a finished one stays, the rows are the same.
+    layout = [*rows.layout, int(fingerprint(_judge_of_audit(experiment, config)), 16)]
+    return written_once(final, reads, write, overwrite=overwrite, experiment=experiment, layout=layout)
 
 
 def plan(experiment: Experiment) -> str:
@@ -103,15 +107,39 @@ def _data(experiment: Experiment) -> Prepared:
     if prepared.rows is None or prepared.corpus is None:
         raise ValueError("mine needs training rows; set data.train")
     config = _section(experiment)
+    if config.rounds > 1:
+        raise ValueError(
+            f"mine.rounds is {config.rounds}: rounds are of `rayembed run`, which trains between them; set "
+            "mine.rounds=1 to mine once"
+        )
     rows, corpus = prepared.rows, prepared.corpus
     check_given(experiment, rows, corpus)
+    _check_models(experiment, config)
     margins = [f"mine.{name}" for name in MARGINS if getattr(config, name) is not None]
     if margins and config.corpus_embeddings and (absent := absent_positives(experiment, rows, corpus)):
         raise ValueError(
-            f"{margins[0]} needs the scores of all positives, but {absent.num_rows:,} of them are not in data.corpus, "
-            "and mine.corpus_embeddings is given in place of a model: add them to data.corpus, or remove either setting"
+            f"{margins[0]} needs the scores of all positives, but {absent.num_rows:,} of them are not in data.corpus "
+            "by their ids (rows without pos_ids have ids made of the texts), and mine.corpus_embeddings is given in "
+            "place of a model: give the rows pos_ids, add the passages to data.corpus, or remove either setting"
         )
     return prepared
+
+
+def _check_models(experiment: Experiment, config: MineConfig) -> None:
+    """Refuses lengths and a teacher that would stop the job after hours."""
+    own = miner(experiment)
+    for side, given in (("query", config.query_embeddings), ("passage", config.corpus_embeddings)):
+        if not given:
+            remote = own.model.trust_remote_code
+            check_length(own.model.name_or_path, own.max_len(side), f"{side}_max_len", trust_remote_code=remote)
+    if _judge_of_audit(experiment, config) is not None:
+        check_teacher(experiment)
+
+
+def _judge_of_audit(experiment: Experiment, config: MineConfig) -> dict[str, Any] | None:
+    """What the teacher's part of the audit depends on; None where no teacher is asked."""
+    asked = experiment.score is not None and (config.denoise or config.audit_queries > 0)
+    return teacher_reads(experiment) if asked else None
 
 
 def _stores(prepared: Prepared) -> tuple[Store, Store]:
@@ -127,7 +155,7 @@ def _reads(experiment: Experiment, config: MineConfig, prepared: Prepared) -> Re
         "rows": rows.fingerprint,
         "corpus": corpus.fingerprint,
         **encoding_reads(own),
-        "mine": {key: value for key, value in asdict(config).items() if key not in NOT_THE_RESULT},
+        "mine": {key: value for key, value in asdict(config).items() if key not in _without_effect(config)},
         "seed": experiment.seed,
     }
     if not is_exact(experiment.search):
@@ -143,14 +171,23 @@ def _reads(experiment: Experiment, config: MineConfig, prepared: Prepared) -> Re
     return reads
 
 
+def _without_effect(config: MineConfig) -> set[str]:
+    """Settings that the result does not depend on, or not with the others as they are."""
+    names = set(NOT_THE_RESULT)
+    if not config.denoise:
+        names |= {"denoise_margin", "denoise_max_score", "denoise_candidates"}
+    margins = [getattr(config, name) for name in MARGINS] + [config.denoise_margin if config.denoise else None]
+    if all(margin is None for margin in margins):
+        names.add("margin_positive")
+    return names
+
+
 def _planned(experiment: Experiment, prepared: Prepared) -> Planned:
     rows, corpus = _stores(prepared)
-    own = miner(experiment)
-    settings = load_config(own.model.name_or_path, trust_remote_code=own.model.trust_remote_code)
     return planned_memory(
         passages=corpus.num_rows,
         queries=rows.num_rows,
-        dimension=int(settings.hidden_size),
+        dimension=check_given(experiment, rows, corpus),
         k=window(_section(experiment))[1],
         search=experiment.search,
         merge_queries=max(rows.layout),
@@ -168,14 +205,16 @@ def _mine(experiment: Experiment, config: MineConfig, prepared: Prepared, folder
     judged, teacher = judge(mining, pools) if config.denoise else (None, None)
     uses = choose_all(mining, pools, judged, folder / CHOSEN)
     audit, counts = write_rows(mining, pools, folder / CHOSEN, folder, teacher=teacher)
-    shutil.rmtree(folder / CHOSEN)
+    for name in (CHOSEN, AUDITS):
+        shutil.rmtree(folder / name)
+    counts_of = figures(audit)
     stats = {
         "queries": rows.num_rows,
         "passages": corpus.num_rows,
-        **figures(audit),
+        **counts_of,
         **counts,
         "range_for_sampling": config.range_for_sampling,
-        "teacher": None if experiment.score is None else experiment.score.model,
+        "teacher": experiment.score.model if experiment.score is not None and counts_of["judged_pairs"] else None,
         "search": recall,
         "uses": uses.summary(),
     }

@@ -23,6 +23,8 @@ from rayembed.mining.audit import Mined, Negative, example_rows, part_audit, sum
 from rayembed.mining.filters import filters_of
 
 KEPT = ("query_id", "query", "prompt", "pos", "pos_ids", "dataset", "type", "related_ids")  # of a row, as it was
+AUDITS = "audits"  # folder of each part's audit; they would add up in the memory of the driver
+AUDITS_AT_ONCE = 100
 SAMPLE_STREAM = 2  # of random numbers, beside the one that draws the examples
 
 
@@ -65,8 +67,21 @@ def write_rows(
     for count in counts:
         dropped.update(count["dropped"])
     replaced = sum(count["given_negatives_replaced"] for count in counts)
-    audit = summed([count["audit"] for count in counts])
-    return audit, {"given_negatives_replaced": replaced, "dropped": dict(sorted((+dropped).items()))}
+    return _audit(folder / AUDITS, len(counts)), {
+        "given_negatives_replaced": replaced,
+        "dropped": dict(sorted((+dropped).items())),
+    }
+
+
+def _audit(folder: Path, parts: int) -> dict[str, Any]:
+    """That of all parts, some in memory at a time."""
+    total: dict[str, Any] | None = None
+    for first in range(0, parts, AUDITS_AT_ONCE):
+        some = range(first, min(first + AUDITS_AT_ONCE, parts))
+        own = [json.loads((folder / f"{part:05d}.json").read_text()) for part in some]
+        total = summed(own if total is None else [total, *own])
+    assert total is not None, "no training rows"
+    return total
 
 
 def _sample(mining: Mining) -> frozenset[int]:
@@ -118,10 +133,11 @@ class RowWorker:
         write_atomic(folder / f"{name}.jsonl", ("\n".join(lines) + "\n").encode())
         first_rank, last_rank = window(self._config)
         shown = [i for i in range(len(table)) if first + i in self._shown]
+        audit = part_audit(mined, first_rank=first_rank, last_rank=last_rank, shown=shown)
+        write_atomic(folder / AUDITS / f"{spec['part']:05d}.json", json.dumps(audit).encode())
         return {
             "dropped": dict(zip(self._reasons, dropped.sum(axis=0).tolist(), strict=True)),
             "given_negatives_replaced": sum(len(row["neg"]) for row in table),
-            "audit": part_audit(mined, first_rank=first_rank, last_rank=last_rank, shown=shown),
         }
 
     def _mined(

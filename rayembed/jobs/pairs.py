@@ -29,10 +29,11 @@ from rayembed.jobs.units import Unit, Work, run_units
 from rayembed.jobs.vector_files import Vectors
 from rayembed.jobs.vectors import encode_store
 from rayembed.models.encoding import resolve_dtype, resolve_tokens_per_batch
+from rayembed.models.loading import check_length, load_config
 from rayembed.models.rerankers import check_pair_length, load_reranker
 from rayembed.tracking.progress import Progress
 
-__all__ = ["PairCounts", "PairScores", "PairSource", "counted_scores", "score_pairs", "teacher_reads"]
+__all__ = ["PairCounts", "PairScores", "PairSource", "check_teacher", "counted_scores", "score_pairs", "teacher_reads"]
 PAIRS_PER_UNIT = 8192  # what a worker tokenises at once, and what is lost when it dies
 
 
@@ -91,8 +92,7 @@ def score_pairs(experiment: Experiment, source: PairSource, *, what: str) -> Pai
 def counted_scores(experiment: Experiment, source: PairSource, *, what: str) -> tuple[PairScores, PairCounts]:
     """As `score_pairs`, with what was found in the cache and what was not."""
     kind = kind_of_teacher(experiment)
-    if kind != "embedder":
-        check_pair_length(teacher_section(experiment), kind)
+    check_teacher(experiment)
     cache = Path(experiment.cache()) / f"pairs-{fingerprint(teacher_reads(experiment))}"
     call = cache / "calls" / fingerprint(asdict(source))
     counts = None
@@ -112,6 +112,26 @@ def counted_scores(experiment: Experiment, source: PairSource, *, what: str) -> 
             )
         if not resumed:  # what an earlier call planned may be of what the source gave then: a new plan tells
             return PairScores(cache), counts
+
+
+def check_teacher(experiment: Experiment) -> None:
+    """Refuses a teacher that cannot score with these settings, by its configuration alone.
+
+    Raises:
+        ValueError: it has no positions for score.max_len, or more than one label.
+        FileNotFoundError: there is no checkpoint under its name.
+    """
+    config, kind = teacher_section(experiment), kind_of_teacher(experiment)
+    remote = config.trust_remote_code
+    if kind == "embedder":
+        check_length(config.model, config.max_len, "score.max_len", trust_remote_code=remote)
+        return
+    check_pair_length(config, kind)
+    labels = load_config(config.model, trust_remote_code=remote).num_labels
+    if kind == "reranker" and labels != 1:
+        raise ValueError(
+            f"{config.model} has {labels} labels; a teacher has one score, set score.model to a reranker or an embedder"
+        )
 
 
 def _remove(folder: Path) -> None:

@@ -55,6 +55,12 @@ class Pools(_Arrays):
     positive_scores: NDArray[np.float32]
     """Of the row's own positives; NaN: unknown."""
 
+    positive: NDArray[np.float32]
+    """[R]: the positives' score that margins are measured from; NaN: unknown."""
+
+    ceiling: NDArray[np.float32]
+    """[R]: score of the last passage before the window; infinite: the window begins with the first rank."""
+
     dropped: NDArray[np.int64]
     """[R, filters]: how many candidates each filter dropped, in the order of the filters."""
 
@@ -98,7 +104,7 @@ class Chosen(_Arrays):
     """-1: drawn at random to fill up."""
 
     scores: NDArray[np.float32]
-    """NaN: drawn at random to fill up."""
+    """By the miner."""
 
     dropped: NDArray[np.int64]
     """[R, 3]: candidates of the pool that were passed over for each of choice.LATE."""

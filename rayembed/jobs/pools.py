@@ -1,7 +1,7 @@
 """From rankings to pools: for every training row, the candidates that the filters left, and how its positives score.
 
-A pool is small arrays on disk (16 to 28 bytes a candidate), a file a part of the rows. Texts are read some queries at a
-time, so memory depends on neither the corpus nor the number of rows.
+A pool is small arrays on disk (28 bytes a candidate), a file a part of the rows. Texts are read some queries at a time,
+so memory does not depend on the corpus; of the rows a worker holds 16 bytes each, where their query is repeated.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ from rayembed.jobs.vector_files import Vectors
 from rayembed.mining.filters import Candidates, Query, apply_filters, filters_of, same_text
 from rayembed.mining.selection import draw_order, query_seed
 
-VERSION = 1  # raise it when the same settings leave other candidates, so that pools of older code are not used
+VERSION = 2  # raise it when the same settings leave other candidates, so that pools of older code are not used
 QUERIES_AT_ONCE = 64  # whose candidates' texts are in memory together
 SETTINGS = (  # of section mine that decide what a pool holds
     *("range_for_sampling", "sampling_strategy", "min_score", "max_score", "absolute_margin", "relative_margin"),
@@ -122,44 +122,65 @@ class PoolWorker:
         part = self._rows.parts[spec["part"]]
         table = self._rows.read_part(spec["part"]).to_pylist()
         known = self._repeated.with_positives_of_all(table)
-        found: list[tuple[Candidates, NDArray[np.int64], list[float], list[int]]] = []
+        found: list[_Pool] = []
         for start in range(0, part.num_rows, QUERIES_AT_ONCE):
             found += self._some(part.first_row + start, table[start:], known[start : start + QUERIES_AT_ONCE])
         _pools(found).save(folder, spec["part"])
-        return {"candidates": sum(len(candidates.ids) for candidates, *_ in found)}
+        return {"candidates": sum(len(pool.left.ids) for pool in found)}
 
-    def _some(
-        self, first_row: int, table: list[Row], known: list[Row]
-    ) -> Iterator[tuple[Candidates, NDArray[np.int64], list[float], list[int]]]:
+    def _some(self, first_row: int, table: list[Row], known: list[Row]) -> Iterator["_Pool"]:
         last_row = first_row + len(known)
         vectors = self._queries.rows(first_row, last_row)
         merged = self._tops.merged(first_row, last_row, window(self._config)[1])
         passages = Passages(self._corpus, np.concatenate([rows for _, rows in merged]))
         own = self._positives.of(vectors, table[: len(known)])
         everyones = self._positives.of_all(vectors, known)
+        first_rank, _ = window(self._config)
         for i, (scores, rows) in enumerate(merged):
             ids, texts = passages.of(rows)
             all_of_it = Candidates(rows, ids, texts, np.arange(len(rows)), scores)
-            asked = query_of(known[i], measured_from(everyones[i], self._config))
-            left, dropped = apply_filters(self._filters, asked, all_of_it)
+            positive = measured_from(everyones[i], self._config)
+            left, dropped = apply_filters(self._filters, query_of(known[i], positive), all_of_it)
             rng = np.random.default_rng(query_seed(self._experiment.seed, known[i]["query_id"]))
             order = draw_order(left.ranks, strategy=self._config.sampling_strategy, rng=rng)
-            yield left, order, own[i], [dropped[name] for name in self._filters]
+            before = scores[:first_rank]
+            yield _Pool(
+                left,
+                order,
+                own[i],
+                float("nan") if positive is None else positive,
+                float(before[-1]) if len(before) else float("inf"),
+                [dropped[name] for name in self._filters],
+            )
 
 
-def _pools(found: Sequence[tuple[Candidates, NDArray[np.int64], list[float], list[int]]]) -> Pools:
+@dataclass(frozen=True)
+class _Pool:
+    """Of one row: a row of each array of Pools."""
+
+    left: Candidates
+    order: NDArray[np.int64]
+    own: list[float]
+    positive: float
+    ceiling: float
+    dropped: list[int]
+
+
+def _pools(found: Sequence[_Pool]) -> Pools:
     def ends(lengths: list[int]) -> NDArray[np.int64]:
         return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
     return Pools(
-        offsets=ends([len(left.ids) for left, *_ in found]),
-        rows=np.concatenate([left.rows for left, *_ in found]),
-        ranks=np.concatenate([left.ranks for left, *_ in found]),
-        scores=np.concatenate([left.scores for left, *_ in found]),
-        order=np.concatenate([order for _, order, *_ in found]),
-        positive_offsets=ends([len(own) for _, _, own, _ in found]),
-        positive_scores=np.array([score for _, _, own, _ in found for score in own], np.float32),
-        dropped=np.array([dropped for *_, dropped in found], np.int64).reshape(len(found), -1),
+        offsets=ends([len(pool.left.ids) for pool in found]),
+        rows=np.concatenate([pool.left.rows for pool in found]),
+        ranks=np.concatenate([pool.left.ranks for pool in found]),
+        scores=np.concatenate([pool.left.scores for pool in found]),
+        order=np.concatenate([pool.order for pool in found]),
+        positive_offsets=ends([len(pool.own) for pool in found]),
+        positive_scores=np.array([score for pool in found for score in pool.own], np.float32),
+        positive=np.array([pool.positive for pool in found], np.float32),
+        ceiling=np.array([pool.ceiling for pool in found], np.float32),
+        dropped=np.array([pool.dropped for pool in found], np.int64).reshape(len(found), -1),
     )
 
 

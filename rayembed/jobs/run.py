@@ -9,7 +9,8 @@ from rayembed.config import Experiment
 from rayembed.config.loading import dump
 from rayembed.data.storage import write_atomic
 from rayembed.jobs import check, evaluate, export, harvest, mine, score, train
-from rayembed.jobs.rounds import Round, rounds_of
+from rayembed.jobs.folders import ChangedError
+from rayembed.jobs.rounds import FOLDER, Round, rounds_of
 from rayembed.jobs.session import shared_session
 from rayembed.report import build_report
 from rayembed.tracking.progress import duration
@@ -38,6 +39,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     if "harvest" in jobs:
         _timed("harvest", lambda: harvest.run(experiment, overwrite=overwrite))
     check.run(experiment)
+    _check_rounds(experiment, overwrite=overwrite)
     with shared_session():
         for some in _rounds(experiment):
             for name in jobs:
@@ -73,6 +75,23 @@ def _rounds(experiment: Experiment) -> list[Round]:
     if experiment.mine is None or experiment.mine.rounds == 1:
         return [Round(1, experiment, experiment)]
     return rounds_of(experiment)
+
+
+def _check_rounds(experiment: Experiment, *, overwrite: bool) -> None:
+    """Refuses another number of rounds than OUTPUT_DIR was made with, before the first of them is mined anew.
+
+    Raises:
+        ChangedError: names both numbers.
+    """
+    out = Path(experiment.output_dir)
+    if experiment.mine is None or overwrite or not ((out / FOLDER).exists() or experiment.mine.rounds > 1):
+        return
+    was = len([path for path in (out / FOLDER).glob("*") if path.name.isdigit()]) + 1
+    if (out / "mine").exists() and was != experiment.mine.rounds:
+        raise ChangedError(
+            f"{out} was made in {was} rounds, and mine.rounds is {experiment.mine.rounds}; set it as it was, choose "
+            "another output_dir (with cache_dir as it is, vectors are not made again), or use --overwrite"
+        )
 
 
 def _jobs(experiment: Experiment) -> list[str]:

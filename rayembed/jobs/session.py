@@ -59,16 +59,27 @@ def ray_session(config: RayConfig) -> Iterator[None]:
 
 def _check_resources(config: RayConfig) -> None:
     have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call] # Ray types it not
-    cpus, gpus = config.num_workers * config.cpus_per_worker, config.num_workers * int(config.use_gpu)
+    cpus = config.num_workers * config.cpus_per_worker
     if cpus > have.get("CPU", 0):
         raise ValueError(
             f"ray.num_workers {config.num_workers} x ray.cpus_per_worker {config.cpus_per_worker} asks for {cpus} CPU "
             f"cores; this machine has {have.get('CPU', 0):.0f}. Lower either, or set ray.address to a cluster"
         )
-    if gpus > have.get("GPU", 0):
+    if config.use_gpu:
+        check_gpus(config, "ray.use_gpu")
+
+
+def check_gpus(config: RayConfig, setting: str) -> None:
+    """Refuses work on GPUs that the Ray that runs does not have: it would wait for them for ever.
+
+    Raises:
+        ValueError: names the setting that asks for them.
+    """
+    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call] # Ray types it not
+    if config.num_workers > have.get("GPU", 0):
         raise ValueError(
-            f"ray.use_gpu with ray.num_workers {config.num_workers} asks for {gpus} GPUs; this machine has "
-            f"{have.get('GPU', 0):.0f}. Set ray.use_gpu: false, lower ray.num_workers, or set ray.address to a cluster"
+            f"{setting} with ray.num_workers {config.num_workers} asks for {config.num_workers} GPUs; there are "
+            f"{have.get('GPU', 0):.0f}. Set {setting}: false, lower ray.num_workers, or set ray.address to a cluster"
         )
 
 
