@@ -49,6 +49,7 @@ def judge(mining: Mining, pools: Path) -> tuple[Path, Path]:
         worker="rayembed.jobs.judging:JudgeWorker",
         arguments={**arguments, "experiment": shipped(experiment), "scores": str(scores.folder)},
         folder=folder,
+        light=True,
     )
     run_units(row_units(mining.rows), work, experiment.ray, use_gpu=False)
     return folder, scores.folder

@@ -61,6 +61,7 @@ def write_rows(
             "sample": sorted(sample),
         },
         folder=folder,
+        light=True,
     )
     counts = run_units(row_units(mining.rows), work, mining.experiment.ray, use_gpu=False)
     dropped: Counter[str] = Counter()

@@ -82,6 +82,7 @@ def make_pools(mining: Mining) -> Path:
             "tops": str(mining.tops),
         },
         folder=folder,
+        light=True,
     )
     run_units(row_units(mining.rows), work, mining.experiment.ray, use_gpu=False)
     return folder

@@ -155,6 +155,7 @@ def _build_indexes(experiment: Experiment, passages: Vectors) -> Path:
             "passages": _located(passages),
         },
         folder=folder,
+        light=True,
     )
     units = [Unit(_index_name(piece), piece[1] - piece[0], {"piece": piece}) for piece in pieces]
     run_units(units, work, experiment.ray, use_gpu=False)
@@ -196,12 +197,14 @@ class SearchWorker:
         use_gpu: bool,
     ) -> None:
         import faiss
-        import torch
 
         faiss.omp_set_num_threads(threads)
-        torch.set_num_threads(threads)
         self._config, self._k = received(experiment).search, k
         self._backend = resolve_backend(self._config, use_gpu=use_gpu, exact=exact, k=k)
+        if self._backend.startswith("torch"):
+            import torch
+
+            torch.set_num_threads(threads)
         self._queries, self._passages = _opened(queries), _opened(passages)
         self._indexes = None if indexes is None else Path(indexes)
         self._sample = None if sample is None else np.array(sample, np.int64)

@@ -13,7 +13,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from rayembed.tracking.progress import Progress, duration
 logger = logging.getLogger(__name__)
 TRIES = "tries"  # Ray tries for ever, its own bounds leave a pool of dead actors waiting; so tries are counted here
 MAKING = ".worker"
+THREADS = "OMP_NUM_THREADS"
 SECONDS = "seconds"  # in the file that marks a unit done, beside its counts
 TOLD, NAMED = 5, 50  # failed units whose error is in the message, and further ones that are named there
 
@@ -48,6 +49,9 @@ class Unit:
     rows: str = ""
     """Which rows it holds, for messages: "rows 2048 to 4095 of passages"."""
 
+    folder: Path | None = None
+    """Where its output goes. None: the folder of the work."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
@@ -64,6 +68,9 @@ class Work:
 
     arguments: dict[str, Any]
     folder: Path
+
+    light: bool = False
+    """Neither model nor GPU: one unit alone is done in this process, because another one takes longer to start."""
 
 
 class UnitError(RuntimeError):
@@ -88,44 +95,48 @@ def run_units(
         UnitError: units raised, or killed their worker more than `ray.max_unit_retries` times; the message names them
             and their rows.
     """
-    work.folder.mkdir(parents=True, exist_ok=True)
-    pending = _not_done(units, work.folder)
+    units = [replace(unit, folder=unit.folder or work.folder) for unit in units]
+    for folder in {work.folder, *(_folder(unit) for unit in units)}:
+        folder.mkdir(parents=True, exist_ok=True)
+    pending = _not_done(units)
     if pending:
         if len(pending) < len(units):
             logger.info("%s: %d of %d units are done already", work.what, len(units) - len(pending), len(units))
-        shutil.rmtree(work.folder / TRIES, ignore_errors=True)  # a new run, new tries
+        _forget_tries(units, work)  # a new run, new tries
         start = time.monotonic()
         errors = _do(units, pending, work, config, config.use_gpu if use_gpu is None else use_gpu)
         _log_end(pending, work, time.monotonic() - start)
         _raise_if_failed(pending, work, errors)
-        shutil.rmtree(work.folder / TRIES, ignore_errors=True)
-    return [{key: value for key, value in _record(work.folder, unit.name).items() if key != SECONDS} for unit in units]
+        _forget_tries(units, work)
+    return [{key: value for key, value in _record(unit).items() if key != SECONDS} for unit in units]
 
 
-def _do(units: Sequence[Unit], pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: bool) -> dict[str, str]:
+def _do(
+    units: Sequence[Unit], pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: bool
+) -> dict[Path, str]:
     """Does what is pending, and gives the errors of what could not be done.
 
     An actor that dies is made again by Ray. Where Ray gives up, the whole pool is made again for what is left: until
     all is done, or so many pools in succession brought nothing that no unit can have tries left.
     """
-    sizes = {unit.name: unit.size for unit in pending}
+    sizes = {_mark(unit): unit.size for unit in pending}
     total = sum(unit.size for unit in units)
     progress = Progress(work.what, total, unit=work.counted, done=total - sum(sizes.values()))
-    errors: dict[str, str] = {}
+    errors: dict[Path, str] = {}
     left, vain, lost = pending, 0, "was lost (see the logs of Ray)"
     while left and vain <= config.max_unit_retries + 1:
         try:
             for row in _stream(left, work, config, use_gpu):
                 if row["error"]:
-                    errors[row["name"]] = row["error"]
+                    errors[Path(row["mark"])] = row["error"]
                 else:
-                    progress.add(sizes.pop(row["name"], 0))
+                    progress.add(sizes.pop(Path(row["mark"]), 0))
         except RayError as error:
             lost = f"was lost: {type(error).__name__}: {error}"
             logger.warning("%s: Ray lost its actors, what is left begins anew: %s", work.what, error)
-        before, left = len(left), [unit for unit in _not_done(pending, work.folder) if unit.name not in errors]
+        before, left = len(left), [unit for unit in _not_done(pending) if _mark(unit) not in errors]
         vain = vain + 1 if len(left) == before else 0
-    return {unit.name: errors.get(unit.name, lost) for unit in _not_done(pending, work.folder)}
+    return {_mark(unit): errors.get(_mark(unit), lost) for unit in _not_done(pending)}
 
 
 def _stream(pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: bool) -> Any:  # noqa: ANN401
@@ -136,7 +147,7 @@ def _stream(pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: boo
     context.execution_no_progress_timeout_s = 6 * 3600
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    arguments = {
+    arguments: dict[str, Any] = {
         "worker": work.worker,
         "arguments": work.arguments,
         "folder": str(work.folder),
@@ -146,7 +157,9 @@ def _stream(pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: boo
         "num_workers": config.num_workers,
     }
     (work.folder / TRIES / MAKING).unlink(missing_ok=True)
-    items = [{"name": unit.name, "spec": json.dumps(unit.spec)} for unit in pending]
+    items = [{"mark": str(_mark(unit)), "spec": json.dumps(unit.spec)} for unit in pending]
+    if work.light and len(items) == 1 and not use_gpu:
+        return iter([_here(items[0], arguments)])
     return (
         ray.data.from_items(items, override_num_blocks=len(items))
         .map_batches(
@@ -163,12 +176,23 @@ def _stream(pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: boo
     )
 
 
+def _here(item: dict[str, str], arguments: dict[str, Any]) -> dict[str, str]:
+    """Does one unit in this process, whose number of threads stays."""
+    threads = os.environ.get(THREADS)
+    try:
+        return {"mark": item["mark"], "error": UnitActor(**arguments).do(**item)}
+    finally:
+        os.environ.pop(THREADS)
+        if threads is not None:
+            os.environ[THREADS] = threads
+
+
 def _log_end(pending: Sequence[Unit], work: Work, seconds: float) -> None:
-    left = {unit.name for unit in _not_done(pending, work.folder)}
-    done = [unit for unit in pending if unit.name not in left]
+    left = {_mark(unit) for unit in _not_done(pending)}
+    done = [unit for unit in pending if _mark(unit) not in left]
     if not done:
         return
-    size, longest = sum(unit.size for unit in done), max(_record(work.folder, unit.name)[SECONDS] for unit in done)
+    size, longest = sum(unit.size for unit in done), max(_record(unit)[SECONDS] for unit in done)
     logger.info(
         "%s: %d units of %s %s took %s (%s %s/s; the longest unit %s)",
         *(work.what, len(done), f"{size:,}", work.counted, duration(seconds)),
@@ -176,14 +200,14 @@ def _log_end(pending: Sequence[Unit], work: Work, seconds: float) -> None:
     )
 
 
-def _raise_if_failed(pending: Sequence[Unit], work: Work, errors: dict[str, str]) -> None:
-    missing = [unit for unit in pending if unit.name in errors]
+def _raise_if_failed(pending: Sequence[Unit], work: Work, errors: dict[Path, str]) -> None:
+    missing = [unit for unit in pending if _mark(unit) in errors]
     if not missing:
         return
     lines: list[str] = []
     told: set[str] = set()
     for unit in missing[:TOLD]:
-        error = errors[unit.name]
+        error = errors[_mark(unit)]
         lines.append(f"  {_named(unit, work)}: {'the same' if error in told else error}")
         told.add(error)
     if others := missing[TOLD : TOLD + NAMED]:
@@ -201,18 +225,29 @@ def _named(unit: Unit, work: Work) -> str:
     return f"{unit.name} ({unit.rows or f'{unit.size} {work.counted}'})"
 
 
-def _not_done(units: Sequence[Unit], folder: Path) -> list[Unit]:
-    return [unit for unit in units if not _done_file(folder, unit.name).exists()]
+def _folder(unit: Unit) -> Path:
+    assert unit.folder is not None, "run_units sets it"
+    return unit.folder
 
 
-def _record(folder: Path, name: str) -> dict[str, Any]:
+def _not_done(units: Sequence[Unit]) -> list[Unit]:
+    return [unit for unit in units if not _mark(unit).exists()]
+
+
+def _forget_tries(units: Sequence[Unit], work: Work) -> None:
+    for folder in {work.folder, *(_folder(unit) for unit in units)}:
+        shutil.rmtree(folder / TRIES, ignore_errors=True)
+
+
+def _record(unit: Unit) -> dict[str, Any]:
     """A unit's counts, and its seconds."""
-    record: dict[str, Any] = json.loads(_done_file(folder, name).read_text())
+    record: dict[str, Any] = json.loads(_mark(unit).read_text())
     return record
 
 
-def _done_file(folder: Path, name: str) -> Path:
-    return folder / "done" / f"{name}.json"
+def _mark(unit: Unit) -> Path:
+    """The file that says that a unit is done."""
+    return _folder(unit) / "done" / f"{unit.name}.json"
 
 
 def _tries_before(folder: Path, name: str) -> int:
@@ -238,7 +273,7 @@ class UnitActor:
         max_retries: int,
         num_workers: int,
     ) -> None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+        os.environ[THREADS] = str(threads)
         module, _, name = worker.partition(":")
         self._folder, self._max_retries = Path(folder), max_retries
         self._error, self._worker = "", None
@@ -253,21 +288,24 @@ class UnitActor:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Does the units of a batch; an error becomes a row, so that the other units go on."""
-        errors = [self._one(str(name), str(spec)) for name, spec in zip(batch["name"], batch["spec"], strict=True)]
-        return {"name": [str(name) for name in batch["name"]], "error": errors}
+        errors = [self.do(str(mark), str(spec)) for mark, spec in zip(batch["mark"], batch["spec"], strict=True)]
+        return {"mark": [str(mark) for mark in batch["mark"]], "error": errors}
 
-    def _one(self, name: str, spec: str) -> str:
-        if _done_file(self._folder, name).exists():  # Ray sends a unit again when a node takes the answer with it
+    def do(self, mark: str, spec: str) -> str:
+        """Does one unit and writes the file that says so; returns its error, empty if there is none."""
+        done = Path(mark)
+        folder, name = done.parent.parent, done.stem
+        if done.exists():  # Ray sends a unit again when a node takes the answer with it
             return ""
         if self._worker is None:
             return self._error
-        if _tries_before(self._folder, name) > self._max_retries:
+        if _tries_before(folder, name) > self._max_retries:
             return f"killed its worker {self._max_retries + 1} times (memory? see the logs of Ray)"
         start = time.monotonic()
         try:
-            counts = self._worker(json.loads(spec), name, self._folder)
+            counts = self._worker(json.loads(spec), name, folder)
         except Exception as error:  # whatever a unit raises is reported with its name, and the others go on
             return f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
         record = {**counts, SECONDS: round(time.monotonic() - start, 3)}
-        write_atomic(_done_file(self._folder, name), json.dumps(record).encode())
+        write_atomic(done, json.dumps(record).encode())
         return ""

@@ -52,8 +52,9 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         )
         for unit in pending:
             names.append(unit.name)
-            done = actor({"name": np.array([unit.name]), "spec": np.array([json.dumps(unit.spec)])})
-            yield {"name": done["name"][0], "error": done["error"][0]}
+            mark = str(work.folder / "done" / f"{unit.name}.json")
+            done = actor({"mark": np.array([mark]), "spec": np.array([json.dumps(unit.spec)])})
+            yield {"mark": done["mark"][0], "error": done["error"][0]}
 
     monkeypatch.setattr("rayembed.jobs.units._stream", stream)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -101,7 +101,7 @@ def test_pools_that_bring_nothing_are_not_made_for_ever(tmp_path: Path, monkeypa
     def lost(left: Sequence[Unit], *_: object) -> list[dict[str, str]]:
         made.append([unit.name for unit in left])
         if len(made) == 2:
-            return [{"name": "unit-1", "error": "is no good"}]
+            return [{"mark": str(tmp_path / "done" / "unit-1.json"), "error": "is no good"}]
         raise RayError("no node is left")
 
     monkeypatch.setattr("rayembed.jobs.units._stream", lost)
@@ -154,8 +154,9 @@ def test_a_unit_that_is_sent_again_after_it_was_done_is_left_as_it_is(tmp_path: 
         max_retries=0,
         num_workers=1,
     )
-    batch = {"name": ["unit-1"], "spec": [json.dumps({"does": "well", "writes": "x"})]}
-    assert actor(batch) == actor(batch) == {"name": ["unit-1"], "error": [""]}
+    mark = str(tmp_path / "done" / "unit-1.json")
+    batch = {"mark": [mark], "spec": [json.dumps({"does": "well", "writes": "x"})]}
+    assert actor(batch) == actor(batch) == {"mark": [mark], "error": [""]}
     assert times_called(tmp_path, [1]) == [1]
 
 

@@ -33,7 +33,8 @@ class UnitsHere:
         for unit in reversed(pending):
             if unit.name == self.stop_at:
                 raise KeyboardInterrupt
-            self.done.append(f"{work.folder.name}/{unit.name}")
-            found = actor({"name": [unit.name], "spec": [json.dumps(unit.spec)]})
-            rows.append({"name": unit.name, "error": found["error"][0]})
+            folder = unit.folder or work.folder
+            self.done.append(f"{folder.name}/{unit.name}")
+            mark = str(folder / "done" / f"{unit.name}.json")
+            rows.append({"mark": mark, "error": actor({"mark": [mark], "spec": [json.dumps(unit.spec)]})["error"][0]})
         return rows
