@@ -31,8 +31,8 @@ SEED = 42
 NUM_PERMUTATIONS = 10_000
 REFERENCE = "naive top-k"  # what the p-values compare with
 ARMS: dict[str, dict[str, Any]] = {
-    # No score is below -10, so the window is left empty and all negatives are drawn from the corpus.
-    "random": {"range_for_sampling": "0-1", "max_score": -10.0, "near_duplicate": None},
+    # No cosine reaches 10, so the window is left empty and all negatives are drawn from the corpus.
+    "random": {"range_for_sampling": "0-1", "min_score": 10.0, "near_duplicate": None},
     "naive top-k": {"range_for_sampling": "0-60", "sampling_strategy": "top", "near_duplicate": None},
     "95% positive-aware": {
         "range_for_sampling": "0-60",

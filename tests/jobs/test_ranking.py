@@ -21,8 +21,9 @@ from rayembed.data.store import PASSAGES, QUERIES, StoreWriter
 from rayembed.jobs import ranking
 from rayembed.jobs.ranking import RECORD, IndexWorker, SearchWorker, ShardTops, ranges, search_shards
 from rayembed.jobs.recall import measure_recall
-from rayembed.jobs.units import Unit, UnitActor, Work
+from rayembed.jobs.units import Unit, Work
 from rayembed.jobs.vector_files import Vectors
+from tests.jobs.units_here import actor_for, done_by
 
 Floats = NDArray[np.float32]
 NUM_PASSAGES, NUM_QUERIES, K = 230, 37, 12
@@ -41,20 +42,10 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
 
     def stream(pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: bool) -> Iterator[dict[str, str]]:
-        actor = UnitActor(
-            worker=work.worker,
-            arguments=json.loads(json.dumps(work.arguments)),
-            folder=str(work.folder),
-            threads=1,
-            use_gpu=use_gpu,
-            max_retries=0,
-            num_workers=1,
-        )
+        actor = actor_for(work)
         for unit in pending:
             names.append(unit.name)
-            mark = str(work.folder / "done" / f"{unit.name}.json")
-            done = actor({"mark": np.array([mark]), "spec": np.array([json.dumps(unit.spec)])})
-            yield {"mark": done["mark"][0], "error": done["error"][0]}
+            yield done_by(actor, unit, work)
 
     monkeypatch.setattr("rayembed.jobs.units._stream", stream)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -51,7 +51,7 @@ def experiment(
     return replace(
         made,
         mine=MineConfig(),
-        score=ScoreConfig(model=str(tiny_model)),
+        score=ScoreConfig(model=str(tiny_model), max_len=64),
         evaluate=EvaluateConfig(),
         train=TrainConfig(per_device_train_batch_size=8),
     )
@@ -148,12 +148,11 @@ def test_how_an_approximate_search_is_cut_is_not(experiment: Experiment, change:
 def test_given_embeddings_are_recorded_by_their_files(experiment: Experiment, tmp_path: Path) -> None:
     rows, corpus = mine._stores(mine._data(experiment))
     found = []
-    for name, seed in (("one", 0), ("two", 1)):
-        rng = np.random.default_rng(seed)
-        np.save(tmp_path / f"{name}.npy", rng.standard_normal((corpus.num_rows, 64)).astype(np.float32))
-        found.append(reads("mine", section("mine", corpus_embeddings=[str(tmp_path / f"{name}.npy")])(experiment)))
-    np.save(tmp_path / "queries.npy", np.ones((rows.num_rows, 64), np.float32))
-    found.append(reads("mine", section("mine", query_embeddings=[str(tmp_path / "queries.npy")])(experiment)))
+    for setting, store in (("corpus_embeddings", corpus), ("query_embeddings", rows)):
+        for value in (1, 2):
+            file = tmp_path / f"{setting}-{value}.npy"
+            np.save(file, np.full((store.num_rows, 64), value, np.float32))
+            found.append(reads("mine", section("mine", **{setting: [str(file)]})(experiment)))
     found.append(reads("mine", experiment))
     assert all(one != other for i, one in enumerate(found) for other in found[:i])
 

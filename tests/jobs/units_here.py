@@ -6,6 +6,25 @@ from collections.abc import Sequence
 from rayembed.jobs.units import Unit, UnitActor, Work
 
 
+def actor_for(work: Work) -> UnitActor:
+    """The actor, with arguments that came as text, as from another machine."""
+    return UnitActor(
+        worker=work.worker,
+        arguments=json.loads(json.dumps(work.arguments)),
+        folder=str(work.folder),
+        threads=1,
+        use_gpu=False,
+        max_retries=0,
+        num_workers=1,
+    )
+
+
+def done_by(actor: UnitActor, unit: Unit, work: Work) -> dict[str, str]:
+    """Does one unit; the row that Ray Data would give."""
+    mark = str((unit.folder or work.folder) / "done" / f"{unit.name}.json")
+    return {"mark": mark, "error": actor({"mark": [mark], "spec": [json.dumps(unit.spec)]})["error"][0]}
+
+
 class UnitsHere:
     """In place of `rayembed.jobs.units._stream`: the last unit first, as no order is promised; notes what it did."""
 
@@ -19,22 +38,12 @@ class UnitsHere:
 
     def stream(self, pending: Sequence[Unit], work: Work, *_: object) -> list[dict[str, str]]:
         """Does the units by a worker that got its arguments as text, as from another machine."""
-        actor = UnitActor(
-            worker=work.worker,
-            arguments=json.loads(json.dumps(work.arguments)),
-            folder=str(work.folder),
-            threads=1,
-            use_gpu=False,
-            max_retries=0,
-            num_workers=1,
-        )
+        actor = actor_for(work)
         self.workers.add(work.worker.rpartition(":")[2])
         rows = []
         for unit in reversed(pending):
             if unit.name == self.stop_at:
                 raise KeyboardInterrupt
-            folder = unit.folder or work.folder
-            self.done.append(f"{folder.name}/{unit.name}")
-            mark = str(folder / "done" / f"{unit.name}.json")
-            rows.append({"mark": mark, "error": actor({"mark": [mark], "spec": [json.dumps(unit.spec)]})["error"][0]})
+            self.done.append(f"{(unit.folder or work.folder).name}/{unit.name}")
+            rows.append(done_by(actor, unit, work))
         return rows

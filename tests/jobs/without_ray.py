@@ -1,14 +1,13 @@
 """The jobs without Ray: units are done in this process one after the other, as an actor does them."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 
-import numpy as np
 import pytest
 
 from rayembed.config.ray import RayConfig
-from rayembed.jobs.units import Unit, UnitActor, Work
+from rayembed.jobs.units import Unit, Work
+from tests.jobs.units_here import actor_for, done_by
 
 
 def do_units_here(patch: pytest.MonkeyPatch, *, backwards: bool = False) -> list[str]:
@@ -24,23 +23,11 @@ def do_units_here(patch: pytest.MonkeyPatch, *, backwards: bool = False) -> list
     done: list[str] = []
 
     def stream(pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: bool) -> Iterator[dict[str, str]]:
-        def made() -> UnitActor:
-            return UnitActor(
-                worker=work.worker,
-                arguments=json.loads(json.dumps(work.arguments)),
-                folder=str(work.folder),
-                threads=1,
-                use_gpu=use_gpu,
-                max_retries=0,
-                num_workers=1,
-            )
-
-        actor = made()
+        actor = actor_for(work)
         for unit in reversed(pending) if backwards else pending:
-            actor = made() if backwards else actor
+            actor = actor_for(work) if backwards else actor
             done.append(f"{work.what}: {unit.name}")
-            answer = actor({"name": np.array([unit.name]), "spec": np.array([json.dumps(unit.spec)])})
-            yield {"name": answer["name"][0], "error": answer["error"][0]}
+            yield done_by(actor, unit, work)
 
     patch.setattr("rayembed.jobs.units._stream", stream)
     for job in ("mine", "score", "evaluate"):
