@@ -71,10 +71,13 @@ class Block:
 def embedding_paths(paths: Sequence[str], *, setting: str) -> list[str]:
     """The files of given embeddings: those of each path in the order of their names, the paths in their order.
 
+    Local ones are absolute: the workers that read them run in folders of their own.
+
     Raises:
         DataError: a path names no file.
     """
-    return [file for path in paths for file in _expand(path, setting)]
+    found = [file for path in paths for file in _expand(path, setting)]
+    return [file if "://" in file else storage.identity(file) for file in found]
 
 
 def ids_path(path: str) -> str | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rayembed.data.storage import save_npy
 from rayembed.data.store import Int64s, Store, hash_texts
 
 HASHES, ROWS = "ids.hashes.npy", "ids.rows.npy"
@@ -16,10 +17,8 @@ def write_index(store: Store, column: str, folder: Path) -> None:
         return
     hashes = np.concatenate([hash_texts(part.column(column).to_pylist()) for part in store.iter_parts([column])])
     order = np.argsort(hashes, kind="stable")
-    np.save(folder / HASHES, hashes[order])
-    partial = folder / "ids.rows.partial.npy"
-    np.save(partial, order.astype(np.int64))
-    partial.replace(folder / ROWS)  # the later of the two: where it is, both are
+    save_npy(folder / HASHES, hashes[order])
+    save_npy(folder / ROWS, order.astype(np.int64))  # the later of the two: where it is, both are
 
 
 def rows_of_ids(store: Store, column: str, folder: Path, ids: Sequence[str]) -> tuple[Int64s, Int64s]:

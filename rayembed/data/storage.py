@@ -9,13 +9,16 @@ import io
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 from urllib.parse import quote
 
+import numpy as np
+from numpy.typing import NDArray
 from pyarrow import fs
 
 from rayembed.config.uris import public_name, split_options
@@ -91,12 +94,28 @@ def fingerprint(value: object) -> str:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a local file so that it is there in full or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    working = path.with_name(f".{path.name}.{os.getpid()}")
+    with whole_file(path) as working, working.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def save_npy(path: Path, values: NDArray[Any]) -> None:
+    """Write an array as a local .npy file so that it is there in full or not at all."""
+    with whole_file(path) as working, working.open("wb") as file:
+        np.save(file, values, allow_pickle=False)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to write that gets its final name when the block ends well, and is removed when it does not.
+
+    Its name has the host and the process in it: two that write the same file, because Ray gave a unit to another worker
+    while the first was only slow, do not write into each other's.
+    """
+    working = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
-        with working.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield working
         os.replace(working, path)
     finally:
         working.unlink(missing_ok=True)

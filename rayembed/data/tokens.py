@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rayembed.config.model import ModelConfig
 from rayembed.data.prompts import passage_text, query_text
+from rayembed.data.storage import whole_file
 
 TEXTS = pa.schema([("tokens", pa.list_(pa.int32()))])
 ROWS = pa.schema(
@@ -82,10 +83,9 @@ def write_tokens(
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks(), max_chunksize=max(1, len(table)))  # one record batch: flat offsets
-    partial.replace(path)
+    flat = table.combine_chunks()
+    with whole_file(path) as working, pa.OSFile(str(working), "wb") as sink, pa.ipc.new_file(sink, table.schema) as file:
+        file.write_table(flat, max_chunksize=max(1, len(table)))  # one record batch: flat offsets
 
 
 @dataclass(frozen=True)

@@ -224,11 +224,14 @@ def _part_units(store: Store, limit: int) -> list[Unit]:
 def _reading_units(files: Sequence[EmbeddingFile], limit: int) -> list[Unit]:
     """Row groups of one or more files that are read in a row: [file, first group, last group] each."""
     grouped: list[list[tuple[int, int, int]]] = [[]]  # of each unit: file, group, rows
+    rows = 0
     for index, file in enumerate(files):
         for group, size in enumerate(file.groups):
-            if grouped[-1] and sum(rows for _, _, rows in grouped[-1]) + size > limit:
+            if grouped[-1] and rows + size > limit:
                 grouped.append([])
+                rows = 0
             grouped[-1].append((index, group, size))
+            rows += size
     return [_reading_unit(files, number, groups) for number, groups in enumerate(grouped)]
 
 

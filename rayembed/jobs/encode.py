@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rayembed.config import Experiment
 from rayembed.data.embeddings import unit_length
 from rayembed.data.prepare import Prepared, prepare
-from rayembed.data.storage import write_atomic
+from rayembed.data.storage import save_npy, whole_file, write_atomic
 from rayembed.data.store import Store
 from rayembed.jobs.folders import Reads, state, written_once
 from rayembed.jobs.session import ray_session
@@ -142,8 +142,10 @@ def _write(experiment: Experiment, stores: Mapping[str, Store], dimension: int, 
         **sides,
     }
     write_atomic(folder / "encode.json", json.dumps(summary, indent=1).encode())
-    for name in sides:
-        shutil.rmtree(folder / name / "done")  # others read this folder: it holds vectors and nothing else
+    for name in sides:  # others read these folders: they hold vectors and nothing else
+        shutil.rmtree(folder / name / "done")
+        for left in (folder / name).glob(".*"):  # what a killed worker was writing
+            left.unlink()
     seconds = time.monotonic() - start
     rows, size = (sum(side[key] for side in sides.values()) for key in ("rows", "bytes"))
     logger.info(
@@ -235,17 +237,16 @@ class WriteWorker:
 
 def _save_parquet(folder: Path, name: str, ids: pa.ChunkedArray, numbers: Numbers) -> int:
     lists = pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), numbers.shape[1])
-    partial, path = folder / f"{name}.partial.parquet", folder / f"{name}.parquet"
-    pq.write_table(pa.table({"id": ids, "vector": lists}), partial)
-    partial.replace(path)
+    path = folder / f"{name}.parquet"
+    with whole_file(path) as working:
+        pq.write_table(pa.table({"id": ids, "vector": lists}), working)
     return path.stat().st_size
 
 
 def _save_npy(folder: Path, name: str, ids: pa.ChunkedArray, numbers: Numbers) -> int:
-    names, partial, path = folder / f"{name}.ids.json", folder / f"{name}.partial.npy", folder / f"{name}.npy"
+    names, path = folder / f"{name}.ids.json", folder / f"{name}.npy"
     write_atomic(names, json.dumps(ids.to_pylist(), ensure_ascii=False).encode())
-    np.save(partial, numbers)
-    partial.replace(path)
+    save_npy(path, numbers)
     return names.stat().st_size + path.stat().st_size
 
 

@@ -7,18 +7,21 @@ stays, and where two runs hold a pair the older one counts, so a score never cha
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayembed.data.storage import whole_folder
-from rayembed.data.store import SeenHashes
+from rayembed.data.store import SeenHashes, chunks
 
 RUNS = "runs"
 PAIRS_MERGED_AT_ONCE = 1 << 20
+PIECES_MERGED_AT_ONCE = 64
 Pairs = Sequence[tuple[str, str]]
 Keys = NDArray[np.uint64]  # [2, N], upper and lower half
 Scores = NDArray[np.float32]
@@ -113,17 +116,33 @@ def write_run(folder: Path, keys: Keys, scores: Scores) -> None:
 
 def publish(pieces: Sequence[Path], cache: Path, name: str) -> None:
     """Merges runs of different pairs into one that every later `PairScores` of the cache reads."""
-    number = len(list((cache / RUNS).glob("*")))
-    merge_runs(pieces, cache / f"{name}.merged")
+    number, merged = len(list((cache / RUNS).glob("*"))), cache / f"{name}.merged"
+    shutil.rmtree(merged, ignore_errors=True)  # of a call that was killed before it could rename it
+    merge_runs(pieces, merged)
     (cache / RUNS).mkdir(exist_ok=True)
-    os.rename(cache / f"{name}.merged", cache / RUNS / f"{number:05d}-{name}")
+    os.rename(merged, cache / RUNS / f"{number:05d}-{name}")
 
 
 def merge_runs(pieces: Sequence[Path], folder: Path) -> None:
-    """One sorted run of several; keys are spread evenly, so slices of them are merged one after the other.
+    """One sorted run of several; many are merged in groups first, since each is opened for each slice of the result.
 
-    Memory: some 60 bytes for each of PAIRS_MERGED_AT_ONCE pairs, and 8 bytes a piece and slice.
+    Memory: some 60 bytes for each of PAIRS_MERGED_AT_ONCE pairs, and 8 bytes a piece of a group and slice.
     """
+    groups = folder.with_name(f"{folder.name}.groups")
+    shutil.rmtree(groups, ignore_errors=True)  # of a call that was killed
+    for level in count():
+        if len(pieces) <= PIECES_MERGED_AT_ONCE:
+            break
+        grouped = list(chunks(pieces, PIECES_MERGED_AT_ONCE))
+        pieces = [groups / f"{level}-{number:05d}" for number in range(len(grouped))]
+        for own, group in zip(grouped, pieces, strict=True):
+            _merge(own, group)
+    _merge(pieces, folder)
+    shutil.rmtree(groups, ignore_errors=True)
+
+
+def _merge(pieces: Sequence[Path], folder: Path) -> None:
+    """Keys are spread evenly, so slices of them are merged one after the other."""
     total = sum(Run.open(piece).scores.size for piece in pieces)
     slices = -(-max(total, 1) // PAIRS_MERGED_AT_ONCE)
     bounds = np.array([i * 2**64 // slices for i in range(1, slices)], np.uint64)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from rayembed.config import Experiment
 from rayembed.config.search import SearchConfig
-from rayembed.data.storage import fingerprint, write_atomic
+from rayembed.data.storage import fingerprint, save_npy, write_atomic
 from rayembed.data.store import Store
 from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.units import Unit, Work, run_units
@@ -254,9 +254,9 @@ def _better(best: Top, found: Top, k: int, ids_of: IdsOf) -> Top:
 def ids_in(corpus: Store) -> IdsOf:
     """Looks ids of passages up by row number."""
 
-    def ids_of(rows: NDArray[np.int64]) -> NDArray[np.str_]:
+    def ids_of(rows: NDArray[np.int64]) -> NDArray[np.object_]:
         unique, inverse = np.unique(rows, return_inverse=True)
-        return np.array(corpus.take(unique, ["id"]).column("id").to_pylist())[inverse]
+        return _ids(corpus, unique)[inverse]
 
     return ids_of
 
@@ -266,7 +266,7 @@ def _places_of_ids(corpus: Store, piece: Range) -> IdsOf:
 
     @cache
     def places() -> NDArray[np.int64]:
-        ids = np.array(corpus.take(np.arange(*piece), ["id"]).column("id").to_pylist())
+        ids = _ids(corpus, np.arange(*piece))
         sorted_places = np.empty(len(ids), np.int64)
         sorted_places[np.argsort(ids)] = np.arange(len(ids))
         return sorted_places
@@ -274,12 +274,15 @@ def _places_of_ids(corpus: Store, piece: Range) -> IdsOf:
     return lambda rows: places()[rows]
 
 
+def _ids(corpus: Store, rows: NDArray[np.int64]) -> NDArray[np.object_]:
+    """Ids by row, as objects: an array of texts takes four bytes for every character of the longest, for each of them."""
+    return np.array(corpus.take(rows, ["id"]).column("id").to_pylist(), np.object_)
+
+
 def save_top(folder: Path, name: str, scores: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
     """Writes what a unit found, each file whole or not at all."""
     for kind, values in (("scores", scores), ("rows", rows)):
-        partial = folder / f"{name}.{kind}.partial.npy"
-        np.save(partial, values)
-        partial.replace(folder / f"{name}.{kind}.npy")
+        save_npy(folder / f"{name}.{kind}.npy", values)
 
 
 class ShardTops:

@@ -6,7 +6,7 @@ from typing import Any
 from rayembed.config import Experiment
 from rayembed.config.model import ModelConfig
 from rayembed.config.score import ScoreConfig
-from rayembed.jobs.vectors import PROMPTS
+from rayembed.jobs.vectors import PROMPTS, batching_reads
 from rayembed.models.loading import pooling_of, teacher_kind, weights_fingerprint
 from rayembed.models.rerankers import PROMPT
 
@@ -38,6 +38,7 @@ def teacher_reads(experiment: Experiment) -> dict[str, Any]:
         "weights": weights_fingerprint(config.model),
         "max_len": config.max_len,
         "dtype": experiment.encode.dtype,
+        **batching_reads(experiment),
     }
     if kind == "embedder":
         model = embedding_teacher(experiment).model

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rayembed.data.storage import save_npy
 from rayembed.data.store import Store
 
 
@@ -63,6 +64,4 @@ def rows_of_parts(store: Store, first: int, last: int) -> str:
 
 def save_part(folder: Path, index: int, vectors: NDArray[np.float32]) -> None:
     """Writes the vectors of one part, whole or not at all."""
-    partial = folder / f"{part_name(index)}.partial.npy"
-    np.save(partial, vectors)
-    partial.replace(folder / f"{part_name(index)}.npy")
+    save_npy(folder / f"{part_name(index)}.npy", vectors)

@@ -26,7 +26,7 @@ SUSPECTS = ("suspected_by_score", "suspected_by_teacher")
 
 @dataclass(frozen=True)
 class Negative:
-    """A passage that was chosen for a query; rank and score are None where it was drawn at random to fill up."""
+    """A passage that was chosen for a query; it has no rank where it was drawn at random to fill up."""
 
     row: int
     """Of the corpus."""
@@ -35,6 +35,7 @@ class Negative:
     text: str
     rank: int | None
     score: float | None
+    """By the model that mines. None: unknown."""
 
     teacher: float | None
     """Score by the teacher. None: not judged."""

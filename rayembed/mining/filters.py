@@ -17,6 +17,7 @@ from rayembed.config.mine import MineConfig
 from rayembed.mining.near_duplicates import near_duplicates
 
 Mask = NDArray[np.bool_]
+TELLING_WORDS = 5  # a text of so many does not end another one by chance
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,20 @@ def positive_text(query: Query, candidates: Candidates) -> Mask:
 
 
 def positive_after_title(query: Query, candidates: Candidates) -> Mask:
-    """Ends with one of the query's positives: corpora hold "title text" where rows may hold the bare text."""
-    endings = tuple(f" {same_text(text)}" for text in query.positive_texts)
-    return _mask(same_text(text).endswith(endings) for text in candidates.texts)
+    """Ends with one of the query's positives: corpora hold "title text" where rows may hold the bare text.
+
+    A positive of fewer than 5 words must be at least half of the candidate's characters: many texts end with "Yes".
+    """
+    positives = [same_text(text) for text in query.positive_texts]
+    telling = [len(text.split()) >= TELLING_WORDS for text in positives]
+
+    def drops(candidate: str) -> bool:
+        return any(
+            candidate.endswith(f" {text}") and (tells or 2 * len(text) >= len(candidate))
+            for text, tells in zip(positives, telling, strict=True)
+        )
+
+    return _mask(drops(same_text(text)) for text in candidates.texts)
 
 
 def near_duplicate(bound: float, query: Query, candidates: Candidates) -> Mask:

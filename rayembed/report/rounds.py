@@ -30,17 +30,18 @@ class Rounds:
 
 
 def rounds_section(run_folder: Path) -> Rounds | None:
-    """All rounds in their order, the run folder last; None if there was one only. What is not there yet is a dash.
+    """The rounds that config.yaml asks for in their order, the run folder last; None where it asks for one.
+
+    What is not there yet is a dash; what another number of rounds left is not shown.
 
     Raises:
         ValueError: a file is broken; names it.
     """
-    folder = run_folder / FOLDER
-    names = [path.name for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
-    if not names:
+    mine = reading.read_settings(run_folder, "config.yaml").get("mine")
+    count = mine.get("rounds", 1) if isinstance(mine, dict) else 1
+    if count == 1:
         return None
-    numbers = sorted(map(int, names))
-    places = [(number, f"{FOLDER}/{number}/") for number in numbers] + [(numbers[-1] + 1, "")]
+    places = [*((number, f"{FOLDER}/{number}/") for number in range(1, count)), (count, "")]
     metrics = [reading.read_json(run_folder, f"{place}evaluate/metrics.json") or {} for _, place in places]
     tested = [own["significance"]["metric"] for own in metrics if own.get("significance")]
     metric = tested[-1] if tested else METRIC

@@ -4,6 +4,8 @@ To add a backend: a function that makes an `Index`, and a row in BACKENDS. The s
 rounding alone; `top_k` scores what it finds again, so that every exact backend gives the same result.
 """
 
+import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -119,9 +121,12 @@ def build_index(name: str, passages: Floats, config: SearchConfig, seed: int, pa
         index = build(np.ascontiguousarray(passages, np.float32), config, seed)
     finally:
         faiss.omp_set_num_threads(threads)
-    partial_path = path.with_name(path.name + ".partial")
-    faiss.write_index(index, str(partial_path))
-    partial_path.replace(path)
+    working = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")  # no other process writes there
+    try:
+        faiss.write_index(index, str(working))
+        working.replace(path)
+    finally:
+        working.unlink(missing_ok=True)
 
 
 def load_index(name: str, path: Path, config: SearchConfig) -> Index:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Top = tuple[NDArray[np.float32], NDArray[np.int64]]
-IdsOf = Callable[[NDArray[np.int64]], NDArray[np.str_] | NDArray[np.int64]]
+IdsOf = Callable[[NDArray[np.int64]], NDArray[np.object_] | NDArray[np.str_] | NDArray[np.int64]]
 SHARDS_AT_ONCE = 8  # more hold more in memory, fewer sort the best so far more often
 
 

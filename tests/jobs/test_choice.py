@@ -61,9 +61,20 @@ def pools_of(mining: Mining, folder: Path) -> list[tuple[list[int], list[int]]]:
             order=np.array([place for _, order in own for place in order], np.int64),
             positive_offsets=np.arange(len(own) + 1, dtype=np.int64),
             positive_scores=np.zeros(len(own), np.float32),
+            positive=np.full(len(own), np.nan, np.float32),
+            ceiling=np.full(len(own), np.inf, np.float32),
             dropped=np.zeros((len(own), 3), np.int64),
         ).save(folder, part)
     return pools
+
+
+def one_pool(rows: Sequence[int], positive: float = np.nan, ceiling: float = np.inf) -> Pools:
+    """The pool of one row."""
+    places, none = np.array(rows, np.int64), np.zeros(2, np.int64)
+    scores = np.zeros(len(rows), np.float32)
+    one = [np.array([value], np.float32) for value in (positive, ceiling)]
+    ends = np.array([0, len(rows)], np.int64)
+    return Pools(ends, places, places, scores, places, none, scores[:0], *one, np.zeros((1, 1), np.int64))
 
 
 def chosen_by(
@@ -155,7 +166,8 @@ def test_filled_up_ones_are_new_allowed_and_within_max_uses(limit: int | None, t
         known = own["rows"][: len(own["rows"]) - len(filled)]
         assert own["rows"] == known + filled, "by rank, those that fill up last"
         assert not {*places} & {*filled}, "nothing of the pool comes back by chance"
-        assert own["scores"][len(known) :] == [None] * len(filled)
+        asked = made.rows[i]["query"]
+        assert own["scores"][len(known) :] == [product(asked, TEXTS[place]) for place in filled]
         assert len({*own["rows"]}) == len(own["rows"])
         assert len(known) == 6 or all(used[place] == limit for place in {*places} - {*known})
         if i in (7, 33):
@@ -181,7 +193,7 @@ def test_another_seed_fills_up_with_others(tmp_path: Path) -> None:
 
 
 def test_filters_of_texts_hold_for_what_fills_up_and_all_that_is_left_is_found(tmp_path: Path) -> None:
-    """One row that wants the whole corpus, and its pool holds one passage."""
+    """A row that wants the whole corpus, and its pool holds one passage."""
     near = "one two three four five six"
     passages = {
         "in pool": TEXTS[0],
@@ -203,12 +215,10 @@ def test_filters_of_texts_hold_for_what_fills_up_and_all_that_is_left_is_found(t
         row(0, "what is it", positives, related_ids=["related"]),
         row(1, "what  is it", {"of the other row": TEXTS[6]}),
     ]
-    settings = {"negative_number": 50, "range_for_sampling": "0-1", "near_duplicate": 0.6, "max_score": -100.0}
+    settings = {"negative_number": 50, "range_for_sampling": "0-1", "near_duplicate": 0.6}
     mining = World(rows, passages, (1, 1000), settings).mining(tmp_path)
     for part, own in enumerate(([0], [])):
-        one, none = np.array(own, np.int64), np.zeros(2, np.int64)
-        scores, count = np.zeros(len(own), np.float32), np.zeros((1, 1), np.int64)
-        Pools(np.array([0, len(own)]), one, one, scores, one, none, scores[:0], count).save(tmp_path, part)
+        one_pool(own).save(tmp_path, part)
     chosen, _ = chosen_by(mining, tmp_path / "chosen", tmp_path)
     names, ids = list(passages), [[list(passages)[place] for place in own["rows"]] for own in chosen]
     left = {"far", *(name for name in names if name.startswith("free"))}
@@ -217,6 +227,35 @@ def test_filters_of_texts_hold_for_what_fills_up_and_all_that_is_left_is_found(t
     assert len(ids[0]) == 2 + len(left), "and no more: 38 are missing"
     assert {"in pool", "pool again"} & {*ids[1]}, "which is of the other row's pool"
     assert not {"positive", "copy of positive", "near", "related", "query", "of the other row"} & {*ids[1]}
+
+
+BOUNDS: dict[str, tuple[dict[str, float], float, float, float]] = {  # and positive, ceiling, least score barred
+    "max_score": ({"max_score": 0.25}, np.nan, np.inf, 0.3125),
+    "absolute_margin": ({"absolute_margin": 0.125}, 0.25, np.inf, 0.1875),
+    "relative_margin": ({"relative_margin": 0.5}, 0.25, np.inf, 0.1875),
+    "before the window": ({}, np.nan, 0.125, 0.125),
+    "min_score": ({"min_score": 0.5}, np.nan, np.inf, np.inf),
+    "no positive is known": ({"absolute_margin": 0.125}, np.nan, np.inf, np.inf),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_what_scores_too_high_does_not_fill_up(name: str, tmp_path: Path) -> None:
+    """Below mine.min_score it may be: any is better than none."""
+    settings, positive, ceiling, barred = BOUNDS[name]
+    passages = dict(zip(IDS, TEXTS, strict=True))
+    query = "what is it"
+    rows = [row(0, query, {"x": "elsewhere"})]
+    given = {"negative_number": 50, "range_for_sampling": "0-1", "near_duplicate": None, **settings}
+    mining = World(rows, passages, (1, 1000), given).mining(tmp_path)
+    one_pool([], positive, ceiling).save(tmp_path, 0)
+    chosen, _ = chosen_by(mining, tmp_path / "chosen", tmp_path)
+    expected = [place for place, text in enumerate(TEXTS) if product(query, text) < barred]
+    assert sorted(chosen[0]["rows"]) == expected
+    scores = {product(query, text) for text in TEXTS}
+    assert min(scores) < 0.25 <= max(scores), "the data must show what is tested"
+    assert len(expected) < len(TEXTS) or barred == np.inf
+    assert chosen[0]["scores"] == [product(query, TEXTS[place]) for place in chosen[0]["rows"]]
 
 
 TEACHER = {"margin": (0.25, None), "bound": (None, 0.125), "both": (0.25, 0.125)}

@@ -120,7 +120,7 @@ def test_the_audit_shows_twenty_rows_and_what_was_counted(mined: Experiment) -> 
     stats = json.loads((folder / "stats.json").read_text())
     examples = page[page.index("<h2>Examples at random") : page.index("<h2>All counts")]
     assert sum(f"<summary><b>{row['query']}</b>" in examples for row in rows) == 20
-    assert examples.count("<dt>filled up</dt>") + examples.count("<dt>rank ") == 20 * NUMBER
+    assert examples.count("<dt>filled up, score ") + examples.count("<dt>rank ") == 20 * NUMBER
     assert (
         f"{stats['negatives']:,} negatives for {NUM_TRAIN} queries, from ranks 0 to {LAST - 1} of 120 passages" in page
     )

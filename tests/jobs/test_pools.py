@@ -144,6 +144,8 @@ def found(mining: Mining, folder: Path) -> list[dict[str, Any]]:
                     "pool": [(names[number], rank, score) for number, rank, score in values],
                     "order": pools.order[own].tolist(),
                     "positives": pools.positives_of(i),
+                    "positive": float(pools.positive[i]),
+                    "ceiling": float(pools.ceiling[i]),
                     "dropped": dict(zip(filters, pools.dropped[i].tolist(), strict=True)),
                 }
             )
@@ -165,6 +167,11 @@ def test_pools_are_what_the_rules_leave(name: str, tmp_path: Path) -> None:
         if mining.config.sampling_strategy == "top":
             assert pool["order"] == list(range(len(kept)))
         assert pool["positives"] == [product(own["query"], text) for text in own["pos"]]
+        everyones = [product(own["query"], text) for text in joined(made.rows, own)[0].values()]
+        assert pool["positive"] == {"lowest": min, "highest": max}[mining.config.margin_positive](everyones)
+        scores = sorted((product(own["query"], text) for text in made.passages.values()), reverse=True)
+        first = int(mining.config.range_for_sampling.split("-")[0])
+        assert pool["ceiling"] == (scores[first - 1] if first else math.inf)
 
 
 def test_the_data_show_what_is_tested() -> None:
@@ -233,6 +240,7 @@ def test_positives_that_cannot_be_encoded_have_no_score_and_no_margin(tmp_path: 
     mining = made.mining(tmp_path)
     rows = found(replace(mining, absent=None), make_pools(replace(mining, absent=None)))
     assert rows[2]["positives"] == [None]
+    assert math.isnan(rows[2]["positive"])
     assert rows[2]["dropped"]["absolute_margin"] == 0
     assert rows[3]["positives"] == [None, product(made.rows[3]["query"], CORPUS["p13"]), None]
     known = product(made.rows[3]["query"], CORPUS["p13"]) - 0.125

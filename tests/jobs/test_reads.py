@@ -16,6 +16,7 @@ from rayembed.config.score import ScoreConfig
 from rayembed.config.train import TrainConfig
 from rayembed.jobs import encode, evaluate, mine, score, train
 from rayembed.jobs.inputs import training_rows
+from rayembed.jobs.rounds import rounds_of
 from tests.jobs.conftest import MakeExperiment
 
 Change = Callable[[Experiment], Experiment]
@@ -65,7 +66,6 @@ MATTERS_IN_MINE: dict[str, Any] = {
     "max_score": 0.5,
     "absolute_margin": 0.1,
     "relative_margin": 0.05,
-    "margin_positive": "highest",
     "near_duplicate": 0.5,
     "max_uses": 3,
     "denoise": True,
@@ -85,12 +85,13 @@ MATTERS = [
     ("train", section("train", deepspeed={"zero_optimization": {"stage": 1}})),
 ]
 DOES_NOT = [
-    *(("mine", section("mine", use_gpu_for_searching=True)), ("mine", section("mine", rounds=3))),
+    ("mine", section("mine", use_gpu_for_searching=True)),
+    ("mine", section("mine", margin_positive="highest", denoise_margin=0.5, denoise_candidates=9)),
     *(("mine", section("search", backend=name)) for name in ("flat", "torch")),
     ("mine", section("search", passages_per_index=9, passages_per_unit=9, queries_per_unit=9, recall_queries=9)),
     ("mine", section("search", ivf_probes=3, hnsw_neighbors=9)),
     *((job, lambda e: replace(e, cache_dir="/tmp/elsewhere")) for job in ("mine", "score", "evaluate", "encode")),
-    ("mine", section("score", model="no/teacher")),
+    ("mine", section("score", max_len=9)),
     ("mine", section("encode", queries_per_unit=7)),
     ("score", model(query_instruction_for_retrieval="the student's")),
     ("train", section("train", save_steps=3, logging_steps=1)),
@@ -110,6 +111,18 @@ def test_what_it_does_not_depend_on_is_not(experiment: Experiment, job: str, cha
     if job in ("evaluate", "encode"):
         experiment = replace(experiment, train=None)
     assert reads(job, change(experiment)) == reads(job, experiment)
+
+
+@pytest.mark.parametrize("margin", [{"denoise": True}, {"absolute_margin": 0.1}, {"relative_margin": 0.1}])
+def test_which_positive_margins_are_measured_from_is_recorded(experiment: Experiment, margin: dict[str, Any]) -> None:
+    with_margin = section("mine", **margin)(experiment)
+    assert reads("mine", section("mine", margin_positive="highest")(with_margin)) != reads("mine", with_margin)
+
+
+def test_the_first_of_several_rounds_is_recorded_as_one_alone(experiment: Experiment) -> None:
+    assert experiment.train is not None
+    several = section("mine", rounds=3)(experiment)
+    assert reads("mine", rounds_of(several)[0].trains) == reads("mine", experiment)
 
 
 @pytest.mark.parametrize("change", [section("mine", **{name: value}) for name, value in DENOISING.items()])

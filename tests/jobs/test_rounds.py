@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from rayembed.config import Experiment
 from rayembed.config.loading import load
-from rayembed.jobs import run
+from rayembed.jobs import mine, run
+from rayembed.jobs.folders import ChangedError
 from rayembed.jobs.rounds import rounds_of
 from rayembed.models.loading import weights_fingerprint
 from tests.jobs.conftest import TRAIN, MakeExperiment
@@ -60,8 +61,8 @@ def test_each_round_has_its_folder_and_the_model_of_the_one_before(
     assert experiment.mine is not None
     first, *later = [one.trains.mine for one in rounds]
     assert first == replace(experiment.mine, rounds=1), "the first mines with mine.model"
-    for mine in later:
-        assert mine == replace(experiment.mine, rounds=1, **dict.fromkeys(own))
+    for section in later:
+        assert section == replace(experiment.mine, rounds=1, **dict.fromkeys(own))
 
 
 def test_one_round_is_the_run_folder(make_experiment: MakeExperiment, tmp_path: Path) -> None:
@@ -71,6 +72,11 @@ def test_one_round_is_the_run_folder(make_experiment: MakeExperiment, tmp_path: 
     assert only.trains == only.compares == cached
     with pytest.raises(ValueError, match="the experiment has none; add one"):
         rounds_of(replace(experiment, mine=None))
+
+
+def test_mine_alone_has_no_rounds(asked: Experiment) -> None:
+    with pytest.raises(ValueError, match=r"mine\.rounds is 2: rounds are of `rayembed run`"):
+        mine.plan(asked)
 
 
 def test_a_plan_tells_of_the_first_round_and_how_many_there_are(asked: Experiment, tmp_path: Path) -> None:
@@ -148,3 +154,8 @@ def test_the_same_rounds_again_do_nothing(asked: Experiment, done: list[str], mo
     assert [folder.stat().st_ino for folder in folders] == before
     assert done == []
     assert load(str(out / "config.yaml")) == asked
+    assert asked.mine is not None
+    for rounds in (1, 3):
+        with pytest.raises(ChangedError, match=rf"was made in 2 rounds, and mine\.rounds is {rounds}"):
+            run.run(replace(asked, mine=replace(asked.mine, rounds=rounds)))
+    assert [folder.stat().st_ino for folder in folders] == before
