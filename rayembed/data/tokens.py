@@ -84,7 +84,11 @@ def write_tokens(
 
 def _write(table: pa.Table, path: Path) -> None:
     flat = table.combine_chunks()
-    with whole_file(path) as working, pa.OSFile(str(working), "wb") as sink, pa.ipc.new_file(sink, table.schema) as file:
+    with (
+        whole_file(path) as working,
+        pa.OSFile(str(working), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as file,
+    ):
         file.write_table(flat, max_chunksize=max(1, len(table)))  # one record batch: flat offsets
 
 

@@ -275,7 +275,7 @@ def _places_of_ids(corpus: Store, piece: Range) -> IdsOf:
 
 
 def _ids(corpus: Store, rows: NDArray[np.int64]) -> NDArray[np.object_]:
-    """Ids by row, as objects: an array of texts takes four bytes for every character of the longest, for each of them."""
+    """Ids by row, as objects: in an array of texts each would take four bytes for every character of the longest."""
     return np.array(corpus.take(rows, ["id"]).column("id").to_pylist(), np.object_)
 
 
