@@ -113,10 +113,10 @@ def whole_file(path: Path) -> Iterator[Path]:
     Its name has the host and the process in it: two that write the same file, because Ray gave a unit to another worker
     while the first was only slow, do not write into each other's.
     """
-    working = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    working = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
         yield working
-        os.replace(working, path)
+        working.replace(path)
     finally:
         working.unlink(missing_ok=True)
 

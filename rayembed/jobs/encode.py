@@ -27,7 +27,7 @@ from rayembed.jobs.folders import Reads, state, written_once
 from rayembed.jobs.session import ray_session
 from rayembed.jobs.units import Unit, Work, run_units
 from rayembed.jobs.vector_files import Vectors, part_name, rows_of_parts
-from rayembed.jobs.vectors import encode_store, encoding_reads
+from rayembed.jobs.vectors import Wanted, encode_stores, encoding_reads
 from rayembed.models.loading import load_config, weights_fingerprint
 from rayembed.tracking.progress import duration
 
@@ -125,7 +125,8 @@ def _reads(experiment: Experiment, prepared: Prepared) -> Reads:
 def _write(experiment: Experiment, stores: Mapping[str, Store], dimension: int, folder: Path) -> None:
     start = time.monotonic()
     config, model = experiment.encode, _model(experiment)
-    vectors = {side: encode_store(experiment, store, side, model=model) for side, store in stores.items()}
+    wanted = [Wanted(store, side) for side, store in stores.items()]
+    vectors = dict(zip(stores, encode_stores(experiment, wanted, model=model), strict=True))
     scale = experiment.model.normalize_embeddings
     form = {"dimension": dimension, "scale": scale, "dtype": config.output_dtype}
     if config.output_dtype == "int8" and not (folder / RANGES).exists():

@@ -24,7 +24,7 @@ from rayembed.jobs.folders import Reads, state, written_once
 from rayembed.jobs.ranking import ShardTops, search_shards
 from rayembed.jobs.session import ray_session
 from rayembed.jobs.vector_files import Vectors
-from rayembed.jobs.vectors import encode_store, encoding_reads
+from rayembed.jobs.vectors import Wanted, encode_stores, encoding_reads
 
 logger = logging.getLogger(__name__)
 Ranking = list[tuple[str, float]]
@@ -137,8 +137,8 @@ def _reads(experiment: Experiment, config: EvaluateConfig, evaluation: Evaluatio
 
 
 def _judge(experiment: Experiment, config: EvaluateConfig, evaluation: Evaluation, model: str) -> Judged:
-    queries = encode_store(experiment, evaluation.queries, "query", model=model)
-    passages = encode_store(experiment, evaluation.corpus, "passage", model=model)
+    wanted = [Wanted(evaluation.queries, "query"), Wanted(evaluation.corpus, "passage")]
+    queries, passages = encode_stores(experiment, wanted, model=model)
     k = max(*config.k_values, _metric_k(config))
     tops = ShardTops(
         search_shards(experiment, queries, passages, k, use_gpu=experiment.ray.use_gpu, exact=True), evaluation.corpus

@@ -22,7 +22,7 @@ from rayembed.jobs.choice import choose_all
 from rayembed.jobs.embeddings import check_given, given_vectors, reads_of_embeddings
 from rayembed.jobs.folders import Reads, state, written_once
 from rayembed.jobs.judging import judge
-from rayembed.jobs.mined_rows import AUDITS, write_rows
+from rayembed.jobs.mined_rows import write_rows
 from rayembed.jobs.miner import miner
 from rayembed.jobs.pairs import check_teacher, teacher_reads
 from rayembed.jobs.pools import Mining, absent_positives, make_pools, window
@@ -30,7 +30,7 @@ from rayembed.jobs.ranking import search_shards
 from rayembed.jobs.recall import measure_recall
 from rayembed.jobs.session import check_gpus, ray_session
 from rayembed.jobs.vector_files import Vectors
-from rayembed.jobs.vectors import encode_store, encoding_reads
+from rayembed.jobs.vectors import Wanted, encode_stores, encoding_reads
 from rayembed.mining.audit import figures, table
 from rayembed.mining.selection import Uses
 from rayembed.models.loading import check_length
@@ -205,8 +205,7 @@ def _mine(experiment: Experiment, config: MineConfig, prepared: Prepared, folder
     judged, teacher = judge(mining, pools) if config.denoise else (None, None)
     uses = choose_all(mining, pools, judged, folder / CHOSEN)
     audit, counts = write_rows(mining, pools, folder / CHOSEN, folder, teacher=teacher)
-    for name in (CHOSEN, AUDITS):
-        shutil.rmtree(folder / name)
+    shutil.rmtree(folder / CHOSEN)
     counts_of = figures(audit)
     stats = {
         "queries": rows.num_rows,
@@ -232,19 +231,23 @@ def _vectors(
     experiment: Experiment, config: MineConfig, rows: Store, corpus: Store
 ) -> tuple[Vectors, Vectors, Vectors | None]:
     """Of the queries, the corpus, and the positives that the corpus lacks."""
-    own = miner(experiment)
+    own, absent = miner(experiment), None if config.corpus_embeddings else absent_positives(experiment, rows, corpus)
+    wanted = {
+        "queries": None if config.query_embeddings else Wanted(rows, "query"),
+        "passages": None if config.corpus_embeddings else Wanted(corpus, "passage"),
+        "absent": None if absent is None else Wanted(absent, "passage"),
+    }
+    asked = {name: one for name, one in wanted.items() if one is not None}
+    found = dict(zip(asked, encode_stores(own, list(asked.values())), strict=True)) if asked else {}
     if config.query_embeddings:
-        queries = given_vectors(
+        found["queries"] = given_vectors(
             experiment, rows, config.query_embeddings, setting="mine.query_embeddings", id_of="query_id"
         )
-    else:
-        queries = encode_store(own, rows, "query")
     if config.corpus_embeddings:
-        passages = given_vectors(experiment, corpus, config.corpus_embeddings, setting="mine.corpus_embeddings")
-    else:
-        passages = encode_store(own, corpus, "passage")
-    absent = None if config.corpus_embeddings else absent_positives(experiment, rows, corpus)
-    return queries, passages, None if absent is None else encode_store(own, absent, "passage")
+        found["passages"] = given_vectors(
+            experiment, corpus, config.corpus_embeddings, setting="mine.corpus_embeddings"
+        )
+    return found["queries"], found["passages"], found.get("absent")
 
 
 def _most_used(uses: Uses, corpus: Store) -> list[dict[str, Any]]:

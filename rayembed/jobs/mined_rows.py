@@ -23,7 +23,7 @@ from rayembed.mining.audit import Mined, Negative, example_rows, part_audit, sum
 from rayembed.mining.filters import filters_of
 
 KEPT = ("query_id", "query", "prompt", "pos", "pos_ids", "dataset", "type", "related_ids")  # of a row, as it was
-AUDITS = "audits"  # folder of each part's audit; they would add up in the memory of the driver
+AUDITS = "audits"  # each part's own: together they may be too much for the memory of the driver
 AUDITS_AT_ONCE = 100
 SAMPLE_STREAM = 2  # of random numbers, beside the one that draws the examples
 

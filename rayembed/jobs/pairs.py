@@ -27,7 +27,7 @@ from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.teacher import embedding_teacher, kind_of_teacher, teacher_reads, teacher_section
 from rayembed.jobs.units import Unit, Work, run_units
 from rayembed.jobs.vector_files import Vectors
-from rayembed.jobs.vectors import encode_store
+from rayembed.jobs.vectors import Wanted, encode_stores
 from rayembed.models.encoding import resolve_dtype, resolve_tokens_per_batch
 from rayembed.models.loading import check_length, load_config
 from rayembed.models.rerankers import check_pair_length, load_reranker
@@ -330,10 +330,8 @@ def _encoded(experiment: Experiment, source: PairSource, plan: Plan, units: list
             _write_texts(working, PlannedPairs(source, plan.folder), units, experiment.encode.passages_per_unit)
     queries, passages = (Store.open(folder / side) for side in ("queries", "passages"))
     teacher = embedding_teacher(experiment)
-    vectors = {
-        "queries": encode_store(teacher, queries, "query"),
-        "passages": encode_store(teacher, passages, "passage", max_len=teacher_section(experiment).max_len),
-    }
+    wanted = [Wanted(queries, "query"), Wanted(passages, "passage", teacher_section(experiment).max_len)]
+    vectors = dict(zip(("queries", "passages"), encode_stores(teacher, wanted), strict=True))
     return {side: [str(own.folder), str(own.store.folder)] for side, own in vectors.items()}
 
 

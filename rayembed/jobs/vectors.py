@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from rayembed.config import Experiment
 from rayembed.data.prompts import passage_text, query_text
-from rayembed.data.storage import fingerprint
+from rayembed.data.storage import fingerprint, write_atomic
 from rayembed.data.store import Store
 from rayembed.jobs.shipping import absolute, received, shipped
 from rayembed.jobs.units import Unit, Work, run_units
@@ -28,9 +29,7 @@ PROMPTS = (  # settings of the model that its vectors depend on
     "passage_instruction_for_retrieval",
     "passage_instruction_format",
 )
-
-
-BLOCK_ROWS, PASSAGES_ON_GPU = 512, 2048
+BLOCK_ROWS, PASSAGES_ON_GPU = 512, 2048  # block_rows says of what
 
 
 def block_rows(side: str, *, use_gpu: bool) -> int:
@@ -66,56 +65,73 @@ def encoding_reads(experiment: Experiment, *names: str) -> dict[str, Any]:
     }
 
 
-def encode_store(
-    experiment: Experiment, store: Store, side: str, *, model: str | None = None, max_len: int | None = None
-) -> Vectors:
-    """Encodes what is not in the cache.
+@dataclass(frozen=True)
+class Wanted:
+    """Texts to be encoded."""
+
+    store: Store
+    """Of passages, queries, or training rows (their queries are encoded)."""
+
+    side: str
+    """query or passage."""
+
+    max_len: int | None = None
+    """Tokens kept. None: by the experiment."""
+
+
+def encode_stores(experiment: Experiment, wanted: Sequence[Wanted], *, model: str | None = None) -> list[Vectors]:
+    """Encodes what is not in the cache, all in one pass: a worker that has loaded the model reads both sides.
 
     Args:
         experiment: model, prompts, lengths, resources.
-        store: of passages, queries, or training rows (their queries are encoded).
-        side: query or passage.
+        wanted: stores and their sides.
         model: weights in place of the experiment's.
-        max_len: tokens kept. None: by the experiment.
     """
     name = absolute(model or experiment.model.name_or_path)
-    length = max_len or experiment.max_len(side)
-    check_length(name, length, f"{side}_max_len", trust_remote_code=experiment.model.trust_remote_code)
+    found, units, stores = list[Vectors](), list[Unit](), list[tuple[str, str, int]]()
+    for own in wanted:
+        length = own.max_len or experiment.max_len(own.side)
+        check_length(name, length, f"{own.side}_max_len", trust_remote_code=experiment.model.trust_remote_code)
+        depends_on = _depends_on(experiment, own, name, length)
+        folder = Path(experiment.cache()) / f"vectors-{fingerprint(depends_on)}"
+        write_atomic(folder / "depends_on.json", json.dumps(depends_on, indent=1).encode())
+        units += [
+            Unit(
+                part_name(index),
+                part.num_rows,
+                {"of": len(stores), "part": index},
+                rows_of_parts(own.store, index, index + 1),
+                folder,
+            )
+            for index, part in enumerate(own.store.parts)
+        ]
+        stores.append((str(own.store.folder), own.side, length))
+        found.append(Vectors(folder, own.store))
+    plurals = dict.fromkeys({"query": "queries", "passage": "passages"}[own.side] for own in wanted)
+    work = Work(
+        what=f"encode {' and '.join(plurals)}",
+        counted=next(iter(plurals)) if len(plurals) == 1 else "texts",
+        worker="rayembed.jobs.vectors:EncodeWorker",
+        arguments={"experiment": shipped(experiment), "stores": stores, "model": name},
+        folder=found[0].folder,
+    )
+    run_units(units, work, experiment.ray)
+    return found
+
+
+def _depends_on(experiment: Experiment, wanted: Wanted, model: str, max_len: int) -> dict[str, Any]:
     settings = asdict(experiment.model)
-    depends_on = {
-        "texts": [_texts_fingerprint(store), store.layout],
-        "weights": weights_fingerprint(name),
+    return {
+        "texts": [_texts_fingerprint(wanted.store), wanted.store.layout],
+        "weights": weights_fingerprint(model),
         "model": {key: settings[key] for key in ("pooling", *PROMPTS)},
-        "side": side,
-        "max_len": length,
+        "side": wanted.side,
+        "max_len": max_len,
         "dtype": experiment.encode.dtype,
         **batching_reads(experiment),
         "cpus_per_worker": experiment.ray.cpus_per_worker,
-        "block_rows": block_rows(side, use_gpu=experiment.ray.use_gpu),
+        "block_rows": block_rows(wanted.side, use_gpu=experiment.ray.use_gpu),
     }
-    folder = Path(experiment.cache()) / f"vectors-{fingerprint(depends_on)}"
-    units = [
-        Unit(part_name(index), part.num_rows, {"part": index}, rows_of_parts(store, index, index + 1))
-        for index, part in enumerate(store.parts)
-    ]
-    arguments = {
-        "experiment": shipped(experiment),
-        "store": str(store.folder),
-        "side": side,
-        "model": name,
-        "max_len": length,
-    }
-    plural = {"query": "queries", "passage": "passages"}[side]
-    work = Work(
-        what=f"encode {plural}",
-        counted=plural,
-        worker="rayembed.jobs.vectors:EncodeWorker",
-        arguments=arguments,
-        folder=folder,
-    )
-    run_units(units, work, experiment.ray)
-    (folder / "depends_on.json").write_text(json.dumps(depends_on, indent=1) + "\n")
-    return Vectors(folder, store)
 
 
 def _texts_fingerprint(store: Store) -> str:
@@ -129,18 +145,15 @@ def _texts_fingerprint(store: Store) -> str:
 
 
 class EncodeWorker:
-    """Holds one embedder and encodes parts of a store."""
+    """Holds one embedder and encodes parts of stores."""
 
     def __init__(
-        self, *, experiment: str, store: str, side: str, model: str, max_len: int, threads: int, use_gpu: bool
+        self, *, experiment: str, stores: list[tuple[str, str, int]], model: str, threads: int, use_gpu: bool
     ) -> None:
         torch.set_num_threads(threads)
         self._experiment = received(experiment)
-        self._store = Store.open(Path(store))
-        self._side, self._max_len, self._name = side, max_len, model
-        self._column = "query" if "query" in self._store.schema.names else "text"  # training rows have queries
-        self._block_rows = block_rows(side, use_gpu=use_gpu)
-        self._device = _device(use_gpu)
+        self._wanted = [Wanted(Store.open(Path(folder)), side, max_len) for folder, side, max_len in stores]
+        self._name, self._use_gpu, self._device = model, use_gpu, _device(use_gpu)
         config = self._experiment.model
         name = None if model == config.name_or_path else model
         self._model = load_embedder(config, name_or_path=name).to(self._device)
@@ -155,39 +168,44 @@ class EncodeWorker:
         Raises:
             ValueError: a vector is not finite.
         """
-        part = self._store.parts[spec["part"]]
+        wanted = self._wanted[spec["of"]]
+        part, size = wanted.store.parts[spec["part"]], block_rows(wanted.side, use_gpu=self._use_gpu)
         end = part.first_row + part.num_rows
-        blocks = range(part.first_row // self._block_rows * self._block_rows, end, self._block_rows)
-        vectors = np.concatenate([self._of_block(block, part.first_row, end) for block in blocks])
+        blocks = range(part.first_row // size * size, end, size)
+        vectors = np.concatenate(
+            [self._of_block(wanted, (block, block + size), part.first_row, end) for block in blocks]
+        )
         save_part(folder, spec["part"], vectors)
         return {"rows": len(vectors), "dimension": int(vectors.shape[1]), "dtype": str(self._dtype)}
 
-    def _of_block(self, block: int, first: int, last: int) -> NDArray[np.float32]:
-        """Vectors of those rows of the block (named by its first row) that are `first` to `last` - 1."""
+    def _of_block(self, wanted: Wanted, block: tuple[int, int], first: int, last: int) -> NDArray[np.float32]:
+        """Vectors of those rows of the block that are `first` to `last` - 1."""
+        assert wanted.max_len is not None
         vectors = encode(
             self._model,
             self._tokenizer,
-            self._texts(block, min(block + self._block_rows, self._store.num_rows)),
-            max_len=self._max_len,
+            self._texts(wanted, block[0], min(block[1], wanted.store.num_rows)),
+            max_len=wanted.max_len,
             tokens_per_batch=resolve_tokens_per_batch(self._experiment.encode.tokens_per_batch, self._device),
             dtype=self._dtype,
         )
-        start = max(first, block)
-        own = vectors[start - block : last - block]
+        start = max(first, block[0])
+        own = vectors[start - block[0] : last - block[0]]
         bad = np.flatnonzero(~np.isfinite(own).all(axis=1))
         if bad.size:
             raise ValueError(
                 f"{self._name} gives vectors that are not finite for {bad.size} of {len(own)} texts, the first of them "
-                f"row {start + bad[0]} of {self._store.folder}; set encode.dtype: float32 (it was {self._dtype}), or "
+                f"row {start + bad[0]} of {wanted.store.folder}; set encode.dtype: float32 (it was {self._dtype}), or "
                 "another model"
             )
         return own
 
-    def _texts(self, first: int, last: int) -> list[str]:
+    def _texts(self, wanted: Wanted, first: int, last: int) -> list[str]:
         """The texts of rows `first` to `last` - 1 as the model reads them."""
-        model, of_query = self._experiment.model, self._side == "query"
-        rows = self._store.take(np.arange(first, last), [self._column, *(["prompt"] if of_query else [])])
-        texts = rows.column(self._column).to_pylist()
+        model, of_query = self._experiment.model, wanted.side == "query"
+        column = "query" if "query" in wanted.store.schema.names else "text"  # training rows have queries
+        rows = wanted.store.take(np.arange(first, last), [column, *(["prompt"] if of_query else [])])
+        texts = rows.column(column).to_pylist()
         if of_query:
             prompts = rows.column("prompt").to_pylist()
             return [query_text(model, text, prompt) for text, prompt in zip(texts, prompts, strict=True)]

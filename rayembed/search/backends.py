@@ -121,7 +121,7 @@ def build_index(name: str, passages: Floats, config: SearchConfig, seed: int, pa
         index = build(np.ascontiguousarray(passages, np.float32), config, seed)
     finally:
         faiss.omp_set_num_threads(threads)
-    working = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")  # no other process writes there
+    working = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")  # nobody else's
     try:
         faiss.write_index(index, str(working))
         working.replace(path)

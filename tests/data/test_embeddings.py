@@ -55,6 +55,18 @@ def test_the_files_of_a_folder_are_those_that_hold_vectors(tmp_path: Path) -> No
         embedding_paths([str(tmp_path / "nowhere")], setting="mine.corpus_embeddings")
 
 
+def test_local_files_are_absolute_since_workers_have_other_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "a.npy").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in ("given", "given/a.npy", "./given/*.npy", "~/given/a.npy", f"file://{tmp_path}/given"):
+        scheme = "file://" if "://" in path else ""
+        assert embedding_paths([path], setting="") == [f"{scheme}{tmp_path}/given/a.npy"]
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("write", [parquet, parquet_of_lists, npy])
 def test_blocks_give_every_row_once_with_its_id(

@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pyarrow import fs
 
@@ -212,3 +214,35 @@ def test_s3_is_listed_stamped_and_read(bucket: str) -> None:
     assert not storage.exists(bucket % "/rows/c.jsonl")
     with pytest.raises(FileNotFoundError, match=r"'s3://bucket/none/\*.jsonl' names no file"):
         storage.expand(bucket % "/none/*.jsonl")
+
+
+def test_save_npy_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
+    path = tmp_path / "file.npy"
+    values = np.arange(6, dtype=np.float16).reshape(2, 3)
+    storage.save_npy(path, values)
+    with pytest.raises(ValueError, match="allow_pickle"):
+        storage.save_npy(path, np.array([{}], np.object_))
+    found = np.load(path)
+    assert (found.tolist(), found.dtype) == (values.tolist(), np.float16)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_processes_that_write_the_same_file_do_not_write_into_each_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Process 7 of one machine, and of another, and process 8 are all at the same unit."""
+    path = tmp_path / "part-00000.npy"
+    with ExitStack() as stack:
+        names = []
+        for host, process in (("a", 7), ("b", 7), ("a", 8)):
+            monkeypatch.setattr(os, "getpid", lambda process=process: process)
+            monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+            names.append(stack.enter_context(storage.whole_file(path)))
+            names[-1].write_bytes(b"from " + host.encode())
+        assert len(set(names)) == 3
+        assert all(name.name.startswith(".") and name.parent == tmp_path for name in names), "no listing shows them"
+        storage.save_npy(path, np.ones(3))
+        assert sorted(tmp_path.iterdir()) == sorted([path, *names[:2]])
+        names[2].write_bytes(b"again")
+    assert path.read_bytes() == b"from a", "the last one that ended"
+    assert list(tmp_path.iterdir()) == [path]

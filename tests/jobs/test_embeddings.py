@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from rayembed.config import Experiment
+from rayembed.data.embeddings import PARQUET, EmbeddingFile
 from rayembed.data.prepare import Prepared, prepare
 from rayembed.data.problems import DataError
 from rayembed.data.store import ROWS, Store, StoreWriter
@@ -234,6 +235,23 @@ def test_a_unit_that_fails_names_its_rows(
     write_cut(tmp_path / "files", parquet, ids, vectors, [])
     with pytest.raises(UnitError, match=r"run-00001 \(from row 45 of .*x-00\.parquet on\).*x-00\.parquet: row 71 "):
         given_vectors(experiment, corpus, [str(tmp_path / "files")], setting=SETTING)
+
+
+def test_units_read_as_many_row_groups_as_fit() -> None:
+    """Of 5 rows at most, unless one group alone has more."""
+    groups = [(2, 3, 1), (4,), (1, 9), (2, 2, 1, 1)]
+    files = [
+        EmbeddingFile(f"{name}.parquet", PARQUET, "vector", own, 8) for name, own in zip("abcd", groups, strict=True)
+    ]
+    found = [(unit.size, unit.spec["pieces"]) for unit in embeddings._reading_units(files, 5)]
+    assert found == [
+        (5, [[0, 0, 2]]),
+        (5, [[0, 2, 3], [1, 0, 1]]),
+        (1, [[2, 0, 1]]),
+        (9, [[2, 1, 2]]),
+        (5, [[3, 0, 3]]),
+        (1, [[3, 3, 4]]),
+    ]
 
 
 def test_a_worker_holds_256_megabytes() -> None:

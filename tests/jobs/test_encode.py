@@ -23,7 +23,7 @@ from rayembed.data.store import Store
 from rayembed.jobs import encode, units
 from rayembed.jobs.embeddings import given_vectors
 from rayembed.jobs.vector_files import Vectors
-from rayembed.jobs.vectors import encode_store
+from rayembed.jobs.vectors import Wanted, encode_stores
 from tests.jobs.conftest import MakeExperiment
 from tests.jobs.reference_ranking import vectors
 from tests.jobs.toy_data import NUM_PASSAGES, NUM_TEST, NUM_TRAIN, read_texts
@@ -72,7 +72,8 @@ def encoded(experiment: Experiment) -> tuple[Vectors, Vectors]:
     assert prepared.evaluation is not None
     stores: list[tuple[Store, str]] = [(prepared.corpus, "passage"), (prepared.evaluation.queries, "query")]
     model = str(Path(experiment.output_dir) / "model")
-    passages, queries = (encode_store(experiment, store, side, model=model) for store, side in stores)
+    wanted = [Wanted(store, side) for store, side in stores]
+    passages, queries = encode_stores(experiment, wanted, model=model)
     return passages, queries
 
 
@@ -227,10 +228,11 @@ def test_a_killed_run_goes_on_with_what_is_left(here: UnitsHere, tuned: Experime
     with pytest.raises(KeyboardInterrupt):
         encode.run(experiment)
     assert not whole.exists()
-    assert working_folder(whole).is_dir()
+    (working_folder(whole) / "passages" / ".part-00000.npy.host.77.partial").touch()  # what it was killed over
     here.stop_at = None
     here.done.clear()
     encode.run(experiment)
     assert here.done == ["passages/part-00000", "queries/part-00000"]
     assert {path.relative_to(whole): path.read_bytes() for path in whole.rglob("part-*")} == expected
-    assert not (whole / "passages" / "done").exists()
+    files = [f"part-{i:05d}.{ending}" for i in range(PARTS) for ending in ("ids.json", "npy")]
+    assert sorted(path.name for path in (whole / "passages").iterdir()) == files

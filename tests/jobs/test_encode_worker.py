@@ -17,7 +17,7 @@ from rayembed.data.store import PASSAGES, QUERIES, Store, StoreWriter
 from rayembed.jobs import vectors
 from rayembed.jobs.shipping import shipped
 from rayembed.jobs.vector_files import Vectors
-from rayembed.jobs.vectors import EncodeWorker, encode_store
+from rayembed.jobs.vectors import EncodeWorker, Wanted, encode_stores
 from rayembed.models.encoding import encode
 from tests.jobs.conftest import MakeExperiment
 
@@ -39,8 +39,8 @@ def stored(folder: Path, rows_per_part: int, *, side: str = "passage") -> Store:
 
 def worker(experiment: Experiment, store: Store, side: str = "passage") -> EncodeWorker:
     model = experiment.model.name_or_path
-    made = {"experiment": shipped(experiment), "store": str(store.folder), "side": side, "model": model}
-    return EncodeWorker(**made, max_len=MAX_LEN, threads=1, use_gpu=False)
+    stores = [(str(store.folder), side, MAX_LEN)]
+    return EncodeWorker(experiment=shipped(experiment), stores=stores, model=model, threads=1, use_gpu=False)
 
 
 def encoded(experiment: Experiment, store: Store, folder: Path, side: str = "passage") -> NDArray[np.float32]:
@@ -48,7 +48,7 @@ def encoded(experiment: Experiment, store: Store, folder: Path, side: str = "pas
     folder.mkdir()
     own = worker(experiment, store, side)
     for part in reversed(range(len(store.parts))):
-        assert own({"part": part}, "", folder)["rows"] == store.parts[part].num_rows
+        assert own({"of": 0, "part": part}, "", folder)["rows"] == store.parts[part].num_rows
     return Vectors(folder, store).all()
 
 
@@ -93,13 +93,12 @@ def test_units_of_the_default_size_are_whole_blocks(side: str, use_gpu: bool, ro
 def test_a_change_of_what_the_last_bits_depend_on_is_another_cache(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rayembed.jobs.vectors.run_units", lambda *_: Path(experiment.cache()).mkdir(exist_ok=True))
-    monkeypatch.setattr(Path, "write_text", lambda *_: 0)
+    monkeypatch.setattr(vectors, "run_units", lambda _, work, __: work.folder.mkdir(parents=True, exist_ok=True))
     store = stored(tmp_path / "store", 50)
 
     def folder(**changes: Any) -> Path:  # noqa: ANN401 - settings
         config = replace(experiment, **changes)
-        return encode_store(config, store, "passage", max_len=MAX_LEN).folder
+        return encode_stores(config, [Wanted(store, "passage", MAX_LEN)])[0].folder
 
     on_gpu = RayConfig(use_gpu=True)
     found = [
@@ -110,14 +109,11 @@ def test_a_change_of_what_the_last_bits_depend_on_is_another_cache(
         folder(encode=EncodeConfig(dtype="bfloat16", tokens_per_batch=4096), ray=on_gpu),
         folder(ray=RayConfig(cpus_per_worker=2)),
     ]
+    assert folder(encode=EncodeConfig(dtype="bfloat16")) == found[2], "what null stands for on a CPU"
+    assert folder(ray=RayConfig(num_workers=2)) == found[0]
     monkeypatch.setattr(vectors, "BLOCK_ROWS", 64)
     found.append(folder())
     assert len(set(found)) == len(found)
-    monkeypatch.undo()
-    monkeypatch.setattr("rayembed.jobs.vectors.run_units", lambda *_: Path(experiment.cache()).mkdir(exist_ok=True))
-    monkeypatch.setattr(Path, "write_text", lambda *_: 0)
-    assert folder(encode=EncodeConfig(dtype="bfloat16")) == found[2], "what null stands for on a CPU"
-    assert folder(ray=RayConfig(num_workers=2)) == found[0]
 
 
 def test_vectors_that_are_not_finite_are_refused_by_the_first_row(
@@ -137,7 +133,7 @@ def test_vectors_that_are_not_finite_are_refused_by_the_first_row(
     with pytest.raises(
         ValueError, match=r"5 of 36 texts, the first of them row 70 .*set encode\.dtype: float32"
     ) as told:
-        own({"part": 1}, "", tmp_path)
+        own({"of": 0, "part": 1}, "", tmp_path)
     assert experiment.model.name_or_path in str(told.value)
     assert str(torch.bfloat16) in str(told.value)
     assert not list(tmp_path.glob("*.npy"))

@@ -12,10 +12,12 @@ import pytest
 
 from rayembed.config import Experiment
 from rayembed.jobs import mine
+from rayembed.jobs.mined_rows import RowWorker
 from rayembed.jobs.units import UnitError
 from tests.jobs.conftest import MakeExperiment
 from tests.jobs.reference_ranking import rankings
 from tests.jobs.toy_data import NUM_TRAIN, read_lines, read_texts
+from tests.jobs.without_ray import do_units_here
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 FIRST, LAST, NUMBER = 0, 12, 11
@@ -180,17 +182,25 @@ def test_an_interrupted_run_does_what_is_left(
     mined: Experiment, make_experiment: MakeExperiment, tmp_path: Path
 ) -> None:
     experiment = copied(make_experiment, mined, tmp_path / "run")
-    partial = tmp_path / "run" / "mine.partial"
-    shutil.copytree(Path(mined.output_dir) / "mine", partial)
-    for name in ("stats.json", "audit.html", "part-00001.jsonl", "done/part-00001.json"):
-        (partial / name).unlink()
-    kept = partial / "part-00000.jsonl"
+    own = RowWorker.__call__
+
+    def dying(self: RowWorker, spec: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
+        if spec["part"] == 1:
+            raise OSError("the disk is full")
+        return own(self, spec, name, folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        do_units_here(patch)
+        patch.setattr(RowWorker, "__call__", dying)
+        with pytest.raises(UnitError, match="the disk is full"):
+            mine.run(experiment)
+    kept = tmp_path / "run" / "mine.partial" / "part-00000.jsonl"
     before = kept.stat().st_ino, kept.stat().st_mtime_ns
     final = mine.run(experiment)
     assert files(final) == files(Path(mined.output_dir) / "mine")
     status = (final / kept.name).stat()
     assert (status.st_ino, status.st_mtime_ns) == before, "a unit that was done is not done again"
-    assert not partial.exists()
+    assert not kept.parent.exists()
 
 
 def test_a_model_that_cannot_be_read_is_one_error_and_no_result(

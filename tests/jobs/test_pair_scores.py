@@ -1,6 +1,7 @@
 """Keys of pairs, runs of scores and their merge, against plain dictionaries; no Ray."""
 
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +49,12 @@ def test_keys_met_take_the_bytes_that_are_promised() -> None:
     assert peak < 33 * count * 1000
 
 
-@pytest.mark.parametrize("at_once", [1, 7, 1 << 20])
-def test_what_is_published_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+@pytest.mark.parametrize(("at_once", "pieces_at_once"), [(1, 64), (7, 64), (1 << 20, 64), (7, 3), (1 << 20, 2)])
+def test_what_is_published_is_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, pieces_at_once: int
+) -> None:
     monkeypatch.setattr(pair_scores, "PAIRS_MERGED_AT_ONCE", at_once)
+    monkeypatch.setattr(pair_scores, "PIECES_MERGED_AT_ONCE", pieces_at_once)
     rng, expected = np.random.default_rng(0), dict[tuple[int, int], float]()
     for number in range(3):
         pieces = []
@@ -69,6 +73,45 @@ def test_what_is_published_is_found_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert cache.of_keys(wanted).tolist() == list(expected.values())
     assert np.isnan(cache.of_keys(np.stack([wanted[0], wanted[1] + np.uint64(1 << 60)]))).all()
     assert np.isnan(cache.of_keys(np.stack([wanted[0] + np.uint64(1), wanted[1]]))).all()
+
+
+def test_many_pieces_are_merged_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 x 200 keys in slices of 10: each of 40 slices opens 4 pieces at most, not 200."""
+    keys, scores = random_keys(400, seed=5), np.arange(400, dtype=np.float32)
+    pieces = [tmp_path / f"piece-{i:03d}" for i in range(200)]
+    for i, piece in enumerate(pieces):
+        write_run(piece, keys[:, 2 * i : 2 * i + 2], scores[2 * i : 2 * i + 2])
+    publish(pieces, tmp_path, "whole")
+    opened: list[int] = []
+    merge = pair_scores._merge
+
+    def counting(some: Sequence[Path], folder: Path) -> None:
+        opened.append(len(some))
+        merge(some, folder)
+
+    monkeypatch.setattr(pair_scores, "PAIRS_MERGED_AT_ONCE", 10)
+    monkeypatch.setattr(pair_scores, "PIECES_MERGED_AT_ONCE", 4)
+    monkeypatch.setattr(pair_scores, "_merge", counting)
+    publish(pieces, tmp_path, "grouped")
+    assert (sum(opened[:50]), sum(opened[50:63]), opened[63:]) == (200, 50, [4, 4, 4, 1, 4])
+    whole, grouped = sorted((tmp_path / RUNS).iterdir())
+    for name in ("keys.npy", "scores.npy"):
+        assert (whole / name).read_bytes() == (grouped / name).read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {RUNS, *(piece.name for piece in pieces)}
+
+
+def test_what_a_killed_call_left_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was killed after the merge, or amid that of its groups; its pieces were others."""
+    monkeypatch.setattr(pair_scores, "PIECES_MERGED_AT_ONCE", 2)
+    pieces = [tmp_path / f"piece-{i}" for i in range(5)]
+    for i, piece in enumerate(pieces):
+        write_run(piece, keys_of((i, i)), np.array([i], np.float32))
+    for left in ("run.merged", "run.merged.groups/0-00000", "run.merged.groups/0-00001.partial"):
+        write_run(tmp_path / left, keys_of((9, 9)), np.array([9], np.float32))
+    publish(pieces, tmp_path, "run")
+    found = PairScores(tmp_path).of_keys(keys_of(*((i, i) for i in range(5)), (9, 9)))
+    np.testing.assert_array_equal(found, [0, 1, 2, 3, 4, np.nan])
+    assert {path.name for path in tmp_path.iterdir()} == {RUNS, *(piece.name for piece in pieces)}
 
 
 def test_pairs_are_looked_up_in_their_order(tmp_path: Path) -> None:

@@ -235,8 +235,17 @@ def test_other_settings_of_the_teacher_have_other_scores(experiment: Experiment,
         {"model": str(tiny_model), "passage_instruction_for_retrieval": "A: "},
     ]
     found = [teacher_reads(replace(experiment, score=replace(experiment.score, **change))) for change in changes]
-    found.append(teacher_reads(replace(experiment, encode=replace(experiment.encode, dtype="bfloat16"))))
-    assert len({json.dumps(reads, sort_keys=True) for reads in found}) == len(changes) + 1
+    on_gpu = replace(experiment, ray=replace(experiment.ray, use_gpu=True))
+    tokens = [replace(config.encode, tokens_per_batch=number) for config, number in ((experiment, 100), (on_gpu, 4096))]
+    others = [
+        replace(experiment, encode=replace(experiment.encode, dtype="bfloat16")),
+        replace(experiment, encode=tokens[0]),
+        on_gpu,
+        replace(on_gpu, encode=tokens[1]),
+    ]
+    found += map(teacher_reads, others)
+    assert len({json.dumps(reads, sort_keys=True) for reads in found}) == len(changes) + len(others)
+    assert teacher_reads(replace(experiment, encode=tokens[1])) == found[0], "what null stands for on a CPU"
     assert (
         teacher_reads(replace(experiment, score=replace(experiment.score, query_instruction_for_rerank=""))) == found[0]
     )

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +60,7 @@ def with_copies(rng: np.random.Generator, rows: int, dimension: int = 24) -> Flo
 
 
 def stored(folder: Path, name: str, vectors: Floats, ids: Sequence[str], rows_per_part: int) -> Vectors:
-    """Vectors as `encode_store` leaves them, their store beside."""
+    """Vectors as `encode_stores` leaves them, their store beside."""
     writer = StoreWriter(folder / f"{name}-store", QUERIES if name == "queries" else PASSAGES, rows_per_part)
     for own in ids:
         writer.add({"id": own, "text": own})
@@ -122,6 +123,22 @@ def record(folder: Path) -> dict[str, Any]:
 )
 def test_ranges_are_cut_at_multiples(first: int, last: int, size: int, expected: list[tuple[int, int]]) -> None:
     assert ranges(first, last, size) == expected
+
+
+def test_one_long_id_does_not_make_all_of_them_long(tmp_path: Path) -> None:
+    """As an array of texts, 2000 ids beside one of 4000 characters are 32 MB."""
+    ids = ["é" * 4000, *(f"d{i}" for i in range(2000)), "e", "😀", "z", "\ufb01"]
+    passages = stored(tmp_path, "passages", np.zeros((len(ids), 1), np.float32), ids, 512)
+    rows = np.random.default_rng(0).permutation(len(ids))
+    expected = sorted(ids)
+    tracemalloc.start()
+    by_id = rows[np.argsort(ranking.ids_in(passages.store)(rows))]
+    places = ranking._places_of_ids(passages.store, (5, len(ids)))(np.arange(len(ids) - 5))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [ids[row] for row in by_id] == expected
+    assert places.tolist() == [sorted(ids[5:]).index(name) for name in ids[5:]]
+    assert peak < 8 << 20
 
 
 @pytest.mark.parametrize("backend", ["flat", "torch"])

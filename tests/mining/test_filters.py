@@ -43,7 +43,17 @@ def random_candidates(rng: random.Random, number: int) -> Candidates:
     """Ids, texts and scores from few, so that all filters have something to do; scores of both signs, with ties."""
     words = LONG.split()
     near = " ".join([*words[:11], "dozen"])  # 9 of 11 grams
-    texts = ["Water that  falls", "Title: water that falls", "what is rain", LONG.upper(), near, "a b", "A  B", "a c"]
+    texts = [
+        "Water that  falls",
+        "Title: water that falls",
+        "A longer title: water that falls",
+        "what is rain",
+        LONG.upper(),
+        near,
+        "a b",
+        "A  B",
+        "a c",
+    ]
     texts += [f"text {i}" for i in range(30)]
     scores = sorted((rng.randrange(-8, 9) / 8 for _ in range(number)), reverse=True)
     names = ["p1", "r1", *(f"c{i}" for i in range(40))]
@@ -63,13 +73,17 @@ def jaccard(one: str, other: str) -> float:
     return len(grams(one) & grams(other)) / len(both) if both else 0.0
 
 
+def after_title(text: str, positive: str) -> bool:
+    return text.endswith(" " + positive) and (len(positive.split()) > 4 or len(positive) / len(text) >= 0.5)
+
+
 POSITIVES = [plain_text(text) for text in QUERY.positive_texts]
 RULES: dict[str, Callable[[dict[str, Any]], bool]] = {
     "rank_window": lambda c: not 2 <= c["rank"] < 30,
     "positive_id": lambda c: c["id"] == "p1",
     "related_id": lambda c: c["id"] == "r1",
     "positive_text": lambda c: plain_text(c["text"]) in POSITIVES,
-    "positive_after_title": lambda c: any(plain_text(c["text"]).endswith(" " + text) for text in POSITIVES),
+    "positive_after_title": lambda c: any(after_title(plain_text(c["text"]), text) for text in POSITIVES),
     "query_text": lambda c: plain_text(c["text"]) == "what is rain",
     "near_duplicate": lambda c: max(jaccard(c["text"], text) for text in QUERY.positive_texts) >= 0.8,
     "min_score": lambda c: c["score"] < -0.4,
@@ -146,6 +160,21 @@ def test_each_filter_drops_its_own(name: str, dropped: tuple[str, str], kept: tu
     verdicts = {other: drops(QUERY, some).tolist() for other, drops in filters.items()}
     also = {"positive_text": {"near_duplicate"}}.get(name, set())  # the same is near, too
     assert verdicts == {other: [other in {name, *also}, False] for other in filters}
+
+
+@pytest.mark.parametrize(
+    ("positive", "candidate", "dropped"),
+    [
+        ("Yes", "Is it safe to take aspirin every day? Yes", False),
+        ("Yes", "Ok: yes", False),  # 3 of 7 characters
+        ("Yes", "Q: yes", True),  # 3 of 6
+        ("take it with food", "Aspirin and stomach ache: take it with food", False),  # 4 words
+        ("take it with some food", "Aspirin and stomach ache: take it with some food", True),
+    ],
+)
+def test_a_short_positive_drops_only_what_it_is_most_of(positive: str, candidate: str, dropped: bool) -> None:
+    query = replace(QUERY, positive_texts=("nothing of the kind", positive))
+    assert dropped_by("positive_after_title", MineConfig(), query, candidates(("c", candidate, 0.1))) == [dropped]
 
 
 def test_the_first_of_equals_stays_and_what_another_filter_drops_is_none_of_them() -> None:

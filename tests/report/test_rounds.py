@@ -26,7 +26,13 @@ def write_round(folder: Path, number: int, *, metric: str = "ndcg@10") -> None:
     write_lines(folder / "evaluate/metrics.json", [values])
 
 
+def ask_for(folder: Path, rounds: int) -> None:
+    """What the run leaves of its settings."""
+    (folder / "config.yaml").write_text(f"seed: 42\nmine:\n  rounds: {rounds}\n")
+
+
 def write_rounds(folder: Path, count: int) -> None:
+    ask_for(folder, count)
     for number in range(1, count):
         write_round(folder / "rounds" / str(number), number)
     write_round(folder, count)
@@ -35,6 +41,8 @@ def write_rounds(folder: Path, count: int) -> None:
 def test_every_round_is_a_row_and_the_run_folder_the_last(tmp_path: Path) -> None:
     write_rounds(tmp_path, 11)
     (tmp_path / "rounds/.partial").mkdir()
+    write_round(tmp_path / "rounds/11", 11)  # of a run that asked for more
+    write_round(tmp_path / "rounds/12", 12)
     found = rounds_section(tmp_path)
     assert found is not None
     assert found.columns[-2:] == ["nDCG@10, base", "nDCG@10, tuned"]
@@ -50,13 +58,22 @@ def test_every_round_is_a_row_and_the_run_folder_the_last(tmp_path: Path) -> Non
 
 
 def test_one_round_has_no_section(tmp_path: Path) -> None:
-    write_round(tmp_path, 1)
+    write_rounds(tmp_path, 2)
+    assert rounds_section(tmp_path) is not None
+    ask_for(tmp_path, 1)
     assert rounds_section(tmp_path) is None
-    (tmp_path / "rounds").mkdir()
+    for settings in ("seed: 42\n", "mine: null\n", "mine: {}\n", ""):
+        (tmp_path / "config.yaml").write_text(settings)
+        assert rounds_section(tmp_path) is None
+    (tmp_path / "config.yaml").unlink()
     assert rounds_section(tmp_path) is None
 
 
 def test_what_is_not_there_yet_is_a_dash(tmp_path: Path) -> None:
+    ask_for(tmp_path, 2)
+    found = rounds_section(tmp_path)
+    assert found is not None
+    assert [(row.number, set(row.cells)) for row in found.rows] == [(1, {"–"}), (2, {"–"})]  # noqa: RUF001
     write_round(tmp_path / "rounds/1", 1)
     (tmp_path / "rounds/1/mine/audit.html").unlink()
     found = rounds_section(tmp_path)
@@ -82,6 +99,8 @@ def test_the_metric_is_the_one_that_was_tested(tmp_path: Path) -> None:
 def test_the_report_shows_rounds_with_links_of_its_own_folder(run_folder: Path) -> None:
     assert "Rounds" not in Structure(build(run_folder)).text
     write_round(run_folder / "rounds/1", 1)
+    with (run_folder / "config.yaml").open("a") as file:
+        file.write("mine:\n  rounds: 2\n")
     (run_folder / "mine/audit.html").write_text("a page")
     stats = json.loads((run_folder / "mine/stats.json").read_text())
     (run_folder / "mine/stats.json").write_text(json.dumps(stats | {"negatives": ATTACK}))
