@@ -34,17 +34,29 @@ class _Arrays:
 
 
 @dataclass(frozen=True)
-class Pools(_Arrays):
-    """Candidates of R training rows that the filters left, of each row by rank."""
+class _Passages(_Arrays):
+    """Passages of R training rows, of each row by rank."""
 
     offsets: NDArray[np.int64]
-    """[R + 1]: the candidates of row i are at offsets[i] to offsets[i + 1] - 1."""
+    """[R + 1]: the passages of row i are at offsets[i] to offsets[i + 1] - 1."""
 
     rows: NDArray[np.int64]
     """In the corpus."""
 
     ranks: NDArray[np.int64]
+    """From 0; -1: drawn at random to fill up."""
+
     scores: NDArray[np.float32]
+    """By the miner."""
+
+    def of(self, row: int) -> slice:
+        """Where the passages of a row are."""
+        return slice(int(self.offsets[row]), int(self.offsets[row + 1]))
+
+
+@dataclass(frozen=True)
+class Pools(_Passages):
+    """Candidates that the filters left."""
 
     order: NDArray[np.int64]
     """Places of a row's candidates, counted from its offset, in the order in which they are drawn."""
@@ -63,10 +75,6 @@ class Pools(_Arrays):
 
     dropped: NDArray[np.int64]
     """[R, filters]: how many candidates each filter dropped, in the order of the filters."""
-
-    def of(self, row: int) -> slice:
-        """Where the candidates of a row are."""
-        return slice(int(self.offsets[row]), int(self.offsets[row + 1]))
 
     def positives_of(self, row: int) -> list[float | None]:
         """Scores of a row's positives; None: unknown."""
@@ -91,27 +99,11 @@ class Judged(_Arrays):
 
 
 @dataclass(frozen=True)
-class Chosen(_Arrays):
-    """The negatives of R training rows, of each row by rank, those that fill up last."""
-
-    offsets: NDArray[np.int64]
-    """[R + 1]: the negatives of row i are at offsets[i] to offsets[i + 1] - 1."""
-
-    rows: NDArray[np.int64]
-    """In the corpus."""
-
-    ranks: NDArray[np.int64]
-    """-1: drawn at random to fill up."""
-
-    scores: NDArray[np.float32]
-    """By the miner."""
+class Chosen(_Passages):
+    """Negatives; those that fill up stand last."""
 
     dropped: NDArray[np.int64]
     """[R, 3]: candidates of the pool that were passed over for each of choice.LATE."""
-
-    def of(self, row: int) -> slice:
-        """Where the negatives of a row are."""
-        return slice(int(self.offsets[row]), int(self.offsets[row + 1]))
 
 
 def known(score: float) -> float | None:

@@ -36,7 +36,7 @@ def block_rows(side: str, *, use_gpu: bool) -> int:
     """Rows of a store that are sorted and batched together, whatever the units: a block begins at a multiple of it.
 
     The last bits of a vector depend on the texts that it shares a batch with, and so must those not depend on the
-    units. Larger blocks have less padding: of medquad's passages, 5% with 256 in batches of 4096 tokens and 3% with
+    units. Larger blocks have less padding: of medquad's passages, 6% with 256 in batches of 4096 tokens and 3% with
     512; in a GPU's batches of 65536, 34% with 512 and 11% with 2048.
     """
     return PASSAGES_ON_GPU if use_gpu and side == "passage" else BLOCK_ROWS

@@ -24,7 +24,7 @@ WORDS = [first + second for first in "bdfgklm" for second in ("ara", "eno", "iki
 def vector(text: str) -> NDArray[np.float32]:
     """[D] multiples of 1/4, so that products of two are multiples of 1/16 and float32 adds them up without an error."""
     rng = np.random.default_rng(list(text.encode()))
-    return rng.integers(-2, 3, DIMENSION).astype(np.float32) / 4
+    return rng.integers(-2, 3, DIMENSION).astype(np.float32) / np.float32(4)
 
 
 def product(one: str, other: str) -> float:
@@ -77,7 +77,7 @@ class World:
         queries, vectors = with_vectors(rows, "query"), with_vectors(corpus, "text")
         last = int(experiment.mine.range_for_sampling.split("-")[1])
         tops = search_shards(experiment, queries, vectors, last)
-        missing = absent and with_vectors(absent, "text")
+        missing = None if absent is None else with_vectors(absent, "text")
         return Mining(experiment, experiment.mine, rows, corpus, queries, vectors, missing, tops)
 
 

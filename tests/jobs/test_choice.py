@@ -72,9 +72,9 @@ def one_pool(rows: Sequence[int], positive: float = np.nan, ceiling: float = np.
     """The pool of one row."""
     places, none = np.array(rows, np.int64), np.zeros(2, np.int64)
     scores = np.zeros(len(rows), np.float32)
-    one = [np.array([value], np.float32) for value in (positive, ceiling)]
+    known, highest = (np.array([value], np.float32) for value in (positive, ceiling))
     ends = np.array([0, len(rows)], np.int64)
-    return Pools(ends, places, places, scores, places, none, scores[:0], *one, np.zeros((1, 1), np.int64))
+    return Pools(ends, places, places, scores, places, none, scores[:0], known, highest, np.zeros((1, 1), np.int64))
 
 
 def chosen_by(
@@ -103,7 +103,7 @@ def by_rule(
     used: Counter[int] = Counter()
     found = []
     for i, (rows, order) in enumerate(pools):
-        taken = []
+        taken: list[int] = []
         for place in order:
             may = allowed is None or allowed[i][place]
             if len(taken) < NUMBER and may and (limit is None or used[rows[place]] < limit):

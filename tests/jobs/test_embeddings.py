@@ -282,7 +282,7 @@ def test_headers_are_checked_before_anything_runs(
     ):
         check(corpus_embeddings="corpus", query_embeddings="small")
     with pytest.raises(
-        ValueError, match=r"query_embeddings has vectors of 8 .*tiny-model.* encodes the other side, of 64"
+        ValueError, match=r"query_embeddings has vectors of 8 .*tiny-model.* encodes what is not given, of 64"
     ):
         check(query_embeddings="small")
     with pytest.raises(DataError, match=rf"corpus_embeddings: .* hold {NUM_TRAIN} vectors for {NUM_PASSAGES} texts"):

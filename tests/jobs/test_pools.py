@@ -225,10 +225,15 @@ def test_finished_pools_serve_again_and_others_have_a_folder_of_their_own(tmp_pa
     mining = made.mining(tmp_path)
     folder = make_pools(mining)
     here.clear()
-    same = [{"negative_number": 3}, {"max_uses": 2}, {"fill_up": False}, {"denoise": True}]
+    same: list[dict[str, Any]] = [{"negative_number": 3}, {"max_uses": 2}, {"fill_up": False}, {"denoise": True}]
     assert {make_pools(replace(mining, config=replace(mining.config, **change))) for change in same} == {folder}
     assert not here
-    others = [{"min_score": 0.0}, {"margin_positive": "highest"}, {"near_duplicate": 0.3}, {"sampling_strategy": "top"}]
+    others: list[dict[str, Any]] = [
+        {"min_score": 0.0},
+        {"margin_positive": "highest"},
+        {"near_duplicate": 0.3},
+        {"sampling_strategy": "top"},
+    ]
     others += [{"max_score": 0.1}, {"absolute_margin": 0.1}, {"relative_margin": 0.1}]
     folders = {make_pools(replace(mining, config=replace(mining.config, **change))) for change in others}
     assert len({*folders, folder}) == len(others) + 1

@@ -61,8 +61,9 @@ def test_each_round_has_its_folder_and_the_model_of_the_one_before(
     assert experiment.mine is not None
     first, *later = [one.trains.mine for one in rounds]
     assert first == replace(experiment.mine, rounds=1), "the first mines with mine.model"
+    nobody: dict[str, Any] = dict.fromkeys(own)
     for section in later:
-        assert section == replace(experiment.mine, rounds=1, **dict.fromkeys(own))
+        assert section == replace(experiment.mine, rounds=1, **nobody)
 
 
 def test_one_round_is_the_run_folder(make_experiment: MakeExperiment, tmp_path: Path) -> None:
