@@ -140,6 +140,10 @@ class Experiment:
         default: int = getattr(self.data, f"{side}_max_len")
         return default if own is None else own
 
+    def passages_per_unit(self) -> int:
+        """Passages in one unit of work."""
+        return self.encode.passages_per_unit or (8192 if self.ray.use_gpu else 512)
+
     def global_batch_size(self) -> int:
         """Queries of one forward pass over all workers."""
         assert self.train is not None

@@ -52,8 +52,9 @@ class EncodeConfig:
     """Tokens in one forward pass, padding included; texts are sorted by length first. null: 4096 on a CPU (what its
     caches hold), 65536 on a GPU."""
 
-    passages_per_unit: int = Field(default=2048, ge=1)
-    """Passages in one unit of work (its shard of the corpus): what is lost when a worker dies, and what it holds."""
+    passages_per_unit: int | None = Field(default=None, ge=1)
+    """Passages in one unit of work (its part of the corpus): what is lost when a worker dies, and what it holds.
+    null: 512 on a CPU, 8192 on a GPU: some seconds of work."""
 
     queries_per_unit: int = Field(default=512, ge=1)
     """Queries in one unit of work when rankings are merged or rows are scored."""

@@ -65,15 +65,15 @@ def prepare(experiment: Experiment, *, rows: bool = True, corpus: bool = True, e
             cache,
             encode.queries_per_unit,
             report,
-            passages_per_part=encode.passages_per_unit,
+            passages_per_part=experiment.passages_per_unit(),
             max_rows=data.max_example_num_per_dataset,
             seed=experiment.seed,
             min_grade=data.min_grade,
         )
     if corpus and data.corpus:
-        corpus_store = prepare_corpus(data.corpus, cache, encode.passages_per_unit, report)
+        corpus_store = prepare_corpus(data.corpus, cache, experiment.passages_per_unit(), report)
     elif corpus and row_store is not None:
-        corpus_store = corpus_of_rows(row_store, cache, encode.passages_per_unit, report)
+        corpus_store = corpus_of_rows(row_store, cache, experiment.passages_per_unit(), report)
     if rows and row_store is not None and corpus_store is not None:
         row_store = _joined(row_store, corpus_store, data.corpus, cache, encode.queries_per_unit, report)
     return Prepared(
@@ -197,7 +197,7 @@ def _prepare_evaluation(experiment: Experiment, cache: Path, report: Report) -> 
         report.error("no evaluation set", Problem(public_name(folder), None, "data.evaluation", message))
         return None
     encode = experiment.encode
-    corpus, queries = _beir_stores(folder, cache, encode.passages_per_unit, report)
+    corpus, queries = _beir_stores(folder, cache, experiment.passages_per_unit(), report)
     path = beir.qrels_path(folder, experiment.data.evaluation_split)
     read_report = Report()
     judgements = beir.read_qrels(path, read_report)

@@ -118,9 +118,9 @@ def _data(experiment: Experiment) -> Prepared:
     margins = [f"mine.{name}" for name in MARGINS if getattr(config, name) is not None]
     if margins and config.corpus_embeddings and (absent := absent_positives(experiment, rows, corpus)):
         raise ValueError(
-            f"{margins[0]} needs the scores of all positives, but {absent.num_rows:,} of them are not in data.corpus "
-            "by their ids (rows without pos_ids have ids made of the texts), and mine.corpus_embeddings is given in "
-            "place of a model: give the rows pos_ids, add the passages to data.corpus, or remove either setting"
+            f"{margins[0]} needs the scores of all positives, but {absent.num_rows:,} of them are not in data.corpus, "
+            "by id or by text, and mine.corpus_embeddings is given in place of a model: add them to data.corpus, or "
+            "remove either setting"
         )
     return prepared
 

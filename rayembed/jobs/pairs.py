@@ -327,7 +327,7 @@ def _encoded(experiment: Experiment, source: PairSource, plan: Plan, units: list
     folder = plan.folder.with_name("texts")
     if not folder.exists():
         with whole_folder(folder, fresh=True) as working:
-            _write_texts(working, PlannedPairs(source, plan.folder), units, experiment.encode.passages_per_unit)
+            _write_texts(working, PlannedPairs(source, plan.folder), units, experiment.passages_per_unit())
     queries, passages = (Store.open(folder / side) for side in ("queries", "passages"))
     teacher = embedding_teacher(experiment)
     wanted = [Wanted(queries, "query"), Wanted(passages, "passage", teacher_section(experiment).max_len)]

@@ -25,7 +25,8 @@ from rayembed.jobs.vector_files import Vectors
 from rayembed.mining.filters import Candidates, Query, apply_filters, filters_of, same_text
 from rayembed.mining.selection import draw_order, query_seed
 
-VERSION = 2  # raise it when the same settings leave other candidates, so that pools of older code are not used
+VERSION = 3  # raise it when the same settings leave other candidates, so that pools of older code are not used
+BY_TEXT = "known_by_text.npz"
 QUERIES_AT_ONCE = 64  # whose candidates' texts are in memory together
 SETTINGS = (  # of section mine that decide what a pool holds
     *("range_for_sampling", "sampling_strategy", "min_score", "max_score", "absolute_margin", "relative_margin"),
@@ -80,6 +81,7 @@ def make_pools(mining: Mining) -> Path:
             **{name: str(getattr(mining, name).folder) for name in ("rows", "corpus", "queries", "passages")},
             "absent": mining.absent and [str(mining.absent.folder), str(mining.absent.store.folder)],
             "tops": str(mining.tops),
+            "by_text": str(known_by_text(mining.experiment, mining.rows, mining.corpus)),
         },
         folder=folder,
         light=True,
@@ -106,6 +108,7 @@ class PoolWorker:
         passages: str,
         absent: list[str] | None,
         tops: str,
+        by_text: str,
         threads: int,
         use_gpu: bool,
     ) -> None:
@@ -113,7 +116,7 @@ class PoolWorker:
         self._config = self._experiment.mine or MineConfig()
         self._rows, self._corpus = Store.open(Path(rows)), Store.open(Path(corpus))
         self._queries = Vectors(Path(queries), self._rows)
-        self._positives = PositiveScores(Vectors(Path(passages), self._corpus), absent)
+        self._positives = PositiveScores(Vectors(Path(passages), self._corpus), absent, Path(by_text))
         self._tops = ShardTops(Path(tops), self._corpus)
         self._repeated = RepeatedQueries(self._rows, same_text)
         self._filters = filters_of(self._config)
@@ -219,9 +222,11 @@ def measured_from(scores: Sequence[float], config: MineConfig) -> float | None:
 class PositiveScores:
     """The miner's scores of positives: of those in the corpus by id, of the others by text."""
 
-    def __init__(self, passages: Vectors, absent: list[str] | None) -> None:
+    def __init__(self, passages: Vectors, absent: list[str] | None, by_text: Path) -> None:
         self._passages = passages
         self._absent = Vectors(Path(absent[0]), Store.open(Path(absent[1]))) if absent else None
+        with np.load(by_text) as known:
+            self._hashes, self._rows = known["hashes"], known["rows"]
 
     def of(self, queries: NDArray[np.float32], rows: Sequence[Row]) -> list[list[float]]:
         """Scores of each row's positives, in their order; NaN: unknown.
@@ -239,22 +244,33 @@ class PositiveScores:
         return [[*by_id, *by_text] for by_id, by_text in both]
 
     def _by_id(self, queries: NDArray[np.float32], rows: Sequence[Row]) -> list[NDArray[np.float32]]:
-        return _products(self._passages, [row["pos_ids"] or () for row in rows], queries)
+        names = [row["pos_ids"] or () for row in rows]
+        numbers = self._passages.store.find_ids([name for own in names for name in own])
+        return _products(self._passages, numbers, list(map(len, names)), queries)
 
     def _by_text(self, queries: NDArray[np.float32], rows: Sequence[Row]) -> list[NDArray[np.float32]]:
-        return _products(self._absent, [[passage_key(text) for text in row["pos"]] for row in rows], queries)
+        texts, lengths = [text for row in rows for text in row["pos"]], [len(row["pos"]) for row in rows]
+        wanted = hash_texts(texts)
+        at = np.minimum(np.searchsorted(self._hashes, wanted), max(len(self._hashes) - 1, 0))
+        numbers = np.full(len(texts), -1)
+        if len(self._hashes):
+            numbers = np.where(self._hashes[at] == wanted, self._rows[at], -1)
+        inside = _products(self._passages, numbers, lengths, queries)
+        if self._absent is None:
+            return inside
+        outside = _products(
+            self._absent, self._absent.store.find_ids([passage_key(text) for text in texts]), lengths, queries
+        )
+        return [np.where(np.isnan(left), right, left) for left, right in zip(inside, outside, strict=True)]
 
 
 def _products(
-    vectors: Vectors | None, names: Sequence[Sequence[str]], queries: NDArray[np.float32]
+    vectors: Vectors, numbers: NDArray[np.int64], lengths: Sequence[int], queries: NDArray[np.float32]
 ) -> list[NDArray[np.float32]]:
-    """Inner products of each query and its own named passages; NaN for those that the store lacks."""
-    lengths = [len(own) for own in names]
-    flat = [name for own in names for name in own]
-    products = np.full(len(flat), np.nan, np.float32)
-    numbers = np.full(len(flat), -1) if vectors is None else vectors.store.find_ids(flat)
+    """Inner products of each query and its own passages by row number; NaN for -1."""
+    products = np.full(len(numbers), np.nan, np.float32)
     there = numbers >= 0
-    if vectors is not None and there.any():
+    if there.any():
         of_query = np.repeat(np.arange(len(queries)), lengths)
         products[there] = np.einsum("pd,pd->p", vectors.take(numbers[there]), queries[of_query[there]])
     return np.split(products, np.cumsum(lengths)[:-1])
@@ -266,18 +282,52 @@ def passage_key(text: str) -> str:
 
 
 def absent_positives(experiment: Experiment, rows: Store, corpus: Store) -> Store | None:
-    """Each positive of the rows that the corpus lacks, once; None if it lacks none."""
-    folder = Path(experiment.cache()) / f"absent-{fingerprint([rows.fingerprint, corpus.fingerprint])}"
-    if not folder.exists():
-        writer, seen = StoreWriter(folder, PASSAGES, experiment.encode.passages_per_unit), SeenHashes()
-        for part in rows.iter_parts(["pos", "pos_ids"]):
-            table = part.to_pylist()
-            texts = np.array([text for row in table for text in row["pos"]], object)
-            missing = corpus.find_ids([name for row in table for name in row["pos_ids"]]) < 0
-            lacking: list[str] = texts[missing].tolist()
-            for text, met in zip(lacking, seen.add(hash_texts(lacking)), strict=True):
-                if not met:
-                    writer.add({"id": passage_key(text), "text": text})
-        writer.finish()
-    store = Store.open(folder)
+    """Each positive of the rows that the corpus lacks, by its id and by its text, once; None if it lacks none."""
+    store = Store.open(_positives_folder(experiment, rows, corpus))
     return store if store.num_rows else None
+
+
+def known_by_text(experiment: Experiment, rows: Store, corpus: Store) -> Path:
+    """File of the positives that the corpus has under another id: sorted hashes of their texts, and its rows."""
+    return _positives_folder(experiment, rows, corpus) / BY_TEXT
+
+
+def _positives_folder(experiment: Experiment, rows: Store, corpus: Store) -> Path:
+    """Where the positives are that are not in the corpus by id: 8 bytes of memory each."""
+    key = [rows.fingerprint, corpus.fingerprint, VERSION]
+    folder = Path(experiment.cache()) / f"absent-{fingerprint(key)}"
+    if (folder / "store.json").exists():
+        return folder
+    lacking = [hash_texts(texts) for texts in _lacking_by_id(rows, corpus)]
+    hashes, numbers = _found_by_text(corpus, np.unique(np.concatenate(lacking)))
+    writer, seen = StoreWriter(folder, PASSAGES, experiment.passages_per_unit()), SeenHashes()
+    for texts in _lacking_by_id(rows, corpus):
+        own = hash_texts(texts)
+        for text, left_out in zip(texts, seen.add(own) | np.isin(own, hashes), strict=True):
+            if not left_out:
+                writer.add({"id": passage_key(text), "text": text})
+    np.savez(writer.working / BY_TEXT, hashes=hashes, rows=numbers)
+    writer.finish()
+    return folder
+
+
+def _lacking_by_id(rows: Store, corpus: Store) -> Iterator[list[str]]:
+    """Texts of the positives whose ids the corpus has not, of each part of the rows."""
+    for part in rows.iter_parts(["pos", "pos_ids"]):
+        table = part.to_pylist()
+        missing = corpus.find_ids([name for row in table for name in row["pos_ids"]]) < 0
+        texts = [text for row in table for text in row["pos"]]
+        yield [text for text, lacks in zip(texts, missing, strict=True) if lacks]
+
+
+def _found_by_text(corpus: Store, wanted: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Which of the sorted hashes are of texts of the corpus, and the first row of each."""
+    hashes, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    if len(wanted):
+        for part, table in zip(corpus.parts, corpus.iter_parts(["text"]), strict=True):
+            own = hash_texts(table.column("text").to_pylist())
+            here = np.flatnonzero(np.isin(own, wanted))
+            hashes.append(own[here])
+            numbers.append(here + part.first_row)
+    found, first = np.unique(np.concatenate(hashes), return_index=True)
+    return found, np.concatenate(numbers)[first]

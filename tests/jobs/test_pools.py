@@ -11,9 +11,17 @@ import numpy as np
 import pytest
 
 from rayembed.config.mine import MineConfig
-from rayembed.data.store import PASSAGES, Row
+from rayembed.data.store import PASSAGES, Row, hash_texts
 from rayembed.jobs.pool_files import Pools
-from rayembed.jobs.pools import Mining, PositiveScores, absent_positives, make_pools, measured_from, passage_key
+from rayembed.jobs.pools import (
+    Mining,
+    PositiveScores,
+    absent_positives,
+    known_by_text,
+    make_pools,
+    measured_from,
+    passage_key,
+)
 from rayembed.jobs.vector_files import Vectors
 from rayembed.mining.filters import filters_of
 from tests.jobs.small_mining import World, product, row, stored, texts, vector, with_vectors
@@ -254,21 +262,27 @@ def test_positives_that_cannot_be_encoded_have_no_score_and_no_margin(tmp_path: 
 
 def test_scores_of_positives_stand_where_the_positives_stand(tmp_path: Path) -> None:
     """Also of one text under several ids, and of one id that is there twice; by id where the corpus has it."""
-    corpus = with_vectors(stored(tmp_path / "corpus", PASSAGES, [{"id": "in", "text": "first"}], 10), "text")
+    passages = [{"id": "in", "text": "first"}, {"id": "other", "text": "fourth"}]
+    corpus = with_vectors(stored(tmp_path / "corpus", PASSAGES, passages, 10), "text")
+    by_text = tmp_path / "by_text.npz"
+    np.savez(by_text, hashes=hash_texts(["fourth"]), rows=np.array([1]))
     absent = [{"id": passage_key(text), "text": text} for text in ("second", "third")]
     elsewhere = with_vectors(stored(tmp_path / "absent", PASSAGES, absent, 10), "text")
-    scores = PositiveScores(corpus, [str(elsewhere.folder), str(elsewhere.store.folder)])
+    scores = PositiveScores(corpus, [str(elsewhere.folder), str(elsewhere.store.folder)], by_text)
     rows = [
         {"pos": ["second", "a text that is not read", "second", "third"], "pos_ids": ["x", "in", "y", "z"]},
         {"pos": ["nowhere"], "pos_ids": ["nobody"]},
         {"pos": ["third", "third"], "pos_ids": ["in", "z"]},
+        {"pos": ["fourth", "nowhere"], "pos_ids": ["under another id", "w"]},
     ]
-    queries = np.stack([vector(f"query {i}") for i in range(3)])
+    queries = np.stack([vector(f"query {i}") for i in range(4)])
     of = scores.of(queries, rows)
     assert of[0] == [product("query 0", text) for text in ("second", "first", "second", "third")]
     assert len(of[1]) == 1
     assert math.isnan(of[1][0])
     assert of[2] == [product("query 2", "first"), product("query 2", "third")]
+    assert of[3][0] == product("query 3", "fourth")
+    assert math.isnan(of[3][1])
     everyones = [{"pos": row["pos"], "pos_ids": [*row["pos_ids"], "more"]} for row in rows]  # lists of two lengths
     known = [{score for score in own if not math.isnan(score)} for own in scores.of_all(queries, everyones)]
     assert known[0] == {product("query 0", text) for text in ("first", "second", "third")}
@@ -286,5 +300,13 @@ def test_absent_positives_are_each_there_once(tmp_path: Path) -> None:
     rows = [row for table in mining.absent.store.iter_parts() for row in table.to_pylist()]
     assert [row["text"] for row in rows] == [ELSEWHERE[0], ELSEWHERE[1], ELSEWHERE[2], NEAR]
     assert len({row["id"] for row in rows}) == 4
+    first = next(iter(mining.corpus.iter_parts())).to_pylist()[3]
+    under_another_id = row(90, "asked", {"another id": first["text"], "a third": "nowhere"})
+    other = stored(tmp_path / "other", mining.rows.schema, [under_another_id], 10)
+    store = absent_positives(mining.experiment, other, mining.corpus)
+    assert store is not None
+    assert [one["text"] for one in store.read_part(0).to_pylist()] == ["nowhere"], "one is there by its text"
+    with np.load(known_by_text(mining.experiment, other, mining.corpus)) as known:
+        assert (known["hashes"].tolist(), known["rows"].tolist()) == (hash_texts([first["text"]]).tolist(), [3])
     inside = stored(tmp_path / "inside", mining.rows.schema, made.rows[:2], 10)
     assert absent_positives(mining.experiment, inside, mining.corpus) is None
