@@ -213,9 +213,10 @@ def test_given_embeddings_give_what_encoding_gives(here: list[str], make: Make, 
 def test_margins_to_positives_that_no_model_encodes_are_refused(
     margin: str, here: list[str], make: Make, beir: Path, tmp_path: Path
 ) -> None:
-    corpus = read_lines(beir / "corpus.jsonl")[5:]
+    rows = read_lines(beir / "corpus.jsonl")
+    corpus = [row for i, row in enumerate(rows) if i % 100 >= 5]  # neither these five nor the copies of their texts
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in corpus))
-    np.save(tmp_path / "corpus.npy", np.ones((NUM_PASSAGES - 5, 64), np.float32))
+    np.save(tmp_path / "corpus.npy", np.ones((NUM_PASSAGES - 10, 64), np.float32))
     data = {"corpus": [str(tmp_path / "corpus.jsonl")]}
     given = {"corpus_embeddings": [str(tmp_path / "corpus.npy")]}
     bad = make("run", data=data, mine={**given, margin: 0.1})
