@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rayembed.config import Experiment
 from rayembed.config.jobs import EncodeConfig
+from rayembed.config.model import ModelConfig
 from rayembed.config.ray import RayConfig
 from rayembed.data.store import PASSAGES, QUERIES, Store, StoreWriter
 from rayembed.jobs import vectors
@@ -85,9 +86,10 @@ def test_vectors_are_the_same_to_the_last_bit_however_units_are_cut(
 )
 def test_units_of_the_default_size_are_whole_blocks(side: str, use_gpu: bool, rows: int) -> None:
     """Else a row of two units is encoded twice."""
-    config = EncodeConfig()
+    model = ModelConfig(name_or_path="any")
+    made = Experiment(output_dir="runs/any", model=model, ray=RayConfig(use_gpu=use_gpu))
     assert vectors.block_rows(side, use_gpu=use_gpu) == rows
-    assert (config.queries_per_unit if side == "query" else config.passages_per_unit) % rows == 0
+    assert (made.encode.queries_per_unit if side == "query" else made.passages_per_unit()) % rows == 0
 
 
 def test_a_change_of_what_the_last_bits_depend_on_is_another_cache(
