@@ -130,6 +130,12 @@ class Store:
         back[order] = np.arange(len(order))
         return pa.concat_tables(pieces).combine_chunks().take(pa.array(back))
 
+    def pieces(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        """The parts that have rows `first` to `last` - 1: which part, and from which of its rows to before which."""
+        for i, part in enumerate(self.parts):
+            if part.first_row < last and part.first_row + part.num_rows > first:
+                yield i, max(first - part.first_row, 0), min(last - part.first_row, part.num_rows)
+
     def find_ids(self, ids: Sequence[str]) -> Int64s:
         """Row number of each id, -1 where it is absent; equal hashes are told apart by the ids themselves."""
         hashes, rows = self._index

@@ -18,6 +18,8 @@ from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.units import Work, run_units
 from rayembed.mining.filters import same_text
 
+ROWS_PER_PART = 256  # of the pairs: not of the rows' store, whose cut must not decide which pairs share a batch
+
 
 def judge(mining: Mining, pools: Path) -> tuple[Path, Path]:
     """Scores every row's positives and candidates by the teacher of section score.
@@ -25,7 +27,11 @@ def judge(mining: Mining, pools: Path) -> tuple[Path, Path]:
     Returns:
         The folder of Judged, and that of the teacher's scores, both in the cache.
     """
-    from rayembed.jobs.pairs import PairSource, score_pairs  # workers import this module too, without torch
+    from rayembed.jobs.pairs import (
+        PairSource,
+        score_pairs,
+        sizes_of_parts,
+    )  # workers import this module too, without torch
 
     experiment, config = mining.experiment, mining.config
     arguments: dict[str, Any] = {
@@ -34,12 +40,8 @@ def judge(mining: Mining, pools: Path) -> tuple[Path, Path]:
         "pools": str(pools),
         "limit": config.denoise_candidates,
     }
-    sizes = []
-    for part in range(len(mining.rows.parts)):
-        candidates = np.diff(Pools.load(pools, part).offsets)
-        limited = np.minimum(candidates, config.denoise_candidates or candidates.max(initial=0))
-        sizes.append(int(limited.sum()) + len(candidates))
-    source = PairSource("rayembed.jobs.judging:PoolPairs", arguments, len(sizes), tuple(sizes))
+    sizes = sizes_of_parts(_pairs_of_rows(mining.rows, pools, config.denoise_candidates), ROWS_PER_PART)
+    source = PairSource("rayembed.jobs.judging:PoolPairs", arguments, len(sizes), sizes)
     scores = score_pairs(experiment, source, what="judge candidates")
     bounds = [config.denoise_margin, config.denoise_max_score, config.margin_positive]
     folder = Path(experiment.cache()) / f"judged-{fingerprint([pools.name, scores.folder.name, arguments, bounds])}"
@@ -55,50 +57,83 @@ def judge(mining: Mining, pools: Path) -> tuple[Path, Path]:
     return folder, scores.folder
 
 
+def _pairs_of_rows(rows: Store, pools: Path, limit: int | None) -> NDArray[np.int64]:
+    """Pairs of each row, with one positive."""
+    found = [np.empty(0, np.int64)]
+    for part in range(len(rows.parts)):
+        candidates = np.diff(Pools.load(pools, part).offsets)
+        found.append(1 + np.minimum(candidates, limit or candidates.max(initial=0)))
+    return np.concatenate(found)
+
+
 class PoolPairs:
-    """Pairs of a part of the rows: each query with its positives and with the first candidates of its draw."""
+    """Pairs of ROWS_PER_PART rows: each query with its positives and with the first candidates of its draw."""
 
     def __init__(self, *, rows: str, corpus: str, pools: str, limit: int | None) -> None:
         self._rows, self._corpus = Store.open(Path(rows)), Store.open(Path(corpus))
         self._pools, self._limit = Path(pools), limit
         self._repeated = RepeatedQueries(self._rows, same_text)
+        self._loaded: tuple[int, Pools] | None = None
 
     def pairs(self, part: int) -> list[tuple[str, str]]:
-        """All of a part."""
-        return [
-            (row["query"], text)
-            for row, _, candidates in self.of_rows(part, self.pools(part))
-            for text in (*row["pos"], *candidates)
-        ]
+        """All of a part, which is none of the rows' store."""
+        found = []
+        last = min((part + 1) * ROWS_PER_PART, self._rows.num_rows)
+        for stored, start, stop in self._rows.pieces(part * ROWS_PER_PART, last):
+            for row, _, candidates in self.of_rows(stored, self.pools(stored), start, stop):
+                found += [(row["query"], text) for text in (*row["pos"], *candidates)]
+        return found
 
-    def pools(self, part: int) -> Pools:
-        """The pools of a part."""
-        return Pools.load(self._pools, part)
+    def pools(self, stored: int) -> Pools:
+        """The pools of a part of the rows' store."""
+        if self._loaded is None or self._loaded[0] != stored:  # several parts of the pairs are of one of the store
+            self._loaded = stored, Pools.load(self._pools, stored)
+        return self._loaded[1]
 
-    def of_rows(self, part: int, pools: Pools) -> Iterator[tuple[Row, NDArray[np.int64], list[str]]]:
-        """Of each row: the row with the positives of all rows with its query, places in the pools, and their texts."""
-        known = self._repeated.with_positives_of_all(self._rows.read_part(part).to_pylist())
-        for start in range(0, len(known), QUERIES_AT_ONCE):
-            some = range(start, min(start + QUERIES_AT_ONCE, len(known)))
+    def of_rows(
+        self, stored: int, pools: Pools, first: int, last: int
+    ) -> Iterator[tuple[Row, NDArray[np.int64], list[str]]]:
+        """Of rows `first` to `last` - 1 of a part of the rows' store, what there is to judge.
+
+        Returns:
+            Each row with the positives of all rows with its query, places in the pools, and their passages' texts.
+        """
+        table = self._rows.read_part(stored)
+        for start in range(first, last, QUERIES_AT_ONCE):
+            some = range(start, min(start + QUERIES_AT_ONCE, last))
+            known = self._repeated.with_positives_of_all(table.slice(start, len(some)).to_pylist())
             places = [pools.offsets[i] + pools.order[pools.of(i)][: self._limit] for i in some]
             passages = Passages(self._corpus, pools.rows[np.concatenate(places)])
-            for i, own in zip(some, places, strict=True):
-                yield known[i], own, passages.of(pools.rows[own])[1]
+            for row, own in zip(known, places, strict=True):
+                yield row, own, passages.of(pools.rows[own])[1]
 
 
 class JudgeWorker:
     """Brings a part's pools and the teacher's scores together."""
 
-    def __init__(self, *, experiment: str, scores: str, threads: int, use_gpu: bool, **source: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        *,
+        experiment: str,
+        rows: str,
+        corpus: str,
+        pools: str,
+        limit: int | None,
+        scores: str,
+        threads: int,
+        use_gpu: bool,
+    ) -> None:
         self._config = received(experiment).mine or MineConfig()
-        self._source, self._scores = PoolPairs(**source), PairScores(Path(scores))
+        self._source = PoolPairs(rows=rows, corpus=corpus, pools=pools, limit=limit)
+        self._scores = PairScores(Path(scores))
 
     def __call__(self, spec: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
         """Writes one part."""
         pools = self._source.pools(spec["part"])
         scores = np.full(len(pools.rows), np.nan, np.float32)
         bounds = np.full(len(pools.offsets) - 1, np.inf, np.float32)
-        for i, (row, places, texts) in enumerate(self._source.of_rows(spec["part"], pools)):
+        of_rows = self._source.of_rows(spec["part"], pools, 0, len(bounds))
+        for i, (row, places, texts) in enumerate(of_rows):
             found = self._scores.lookup([(row["query"], text) for text in (*row["pos"], *texts)])
             scores[places] = found[len(row["pos"]) :]
             bounds[i] = self._bound(found[: len(row["pos"])].tolist())
@@ -115,20 +150,22 @@ class JudgeWorker:
 
 
 class ChosenPairs:
-    """Pairs of some rows of a part: each query with its positives and its chosen negatives."""
+    """Pairs of ROWS_PER_PART rows of a sample: each query with its positives and its chosen negatives."""
 
     def __init__(self, *, rows: str, corpus: str, chosen: str, sample: list[int]) -> None:
         self._rows, self._corpus = Store.open(Path(rows)), Store.open(Path(corpus))
-        self._chosen, self._sample = Path(chosen), frozenset(sample)
+        self._chosen, self._sample = Path(chosen), sample
 
     def pairs(self, part: int) -> list[tuple[str, str]]:
-        """All of a part's rows that are in the sample."""
-        first, chosen = self._rows.parts[part].first_row, Chosen.load(self._chosen, part)
+        """All of a part, which is one of the sample in the order of its rows."""
+        sample = self._sample[part * ROWS_PER_PART :][:ROWS_PER_PART]
+        rows = self._rows.take(np.array(sample), ["query", "pos"]).to_pylist()
         found = []
-        for i, row in enumerate(self._rows.read_part(part, ["query", "pos"]).to_pylist()):
-            if first + i in self._sample:
-                negatives = Passages(self._corpus, chosen.rows[chosen.of(i)]).of(chosen.rows[chosen.of(i)])[1]
-                found += [(row["query"], text) for text in (*row["pos"], *negatives)]
+        for number, row in zip(sample, rows, strict=True):
+            ((stored, place, _),) = self._rows.pieces(number, number + 1)
+            chosen = Chosen.load(self._chosen, stored)
+            own = chosen.rows[chosen.of(place)]
+            found += [(row["query"], text) for text in (*row["pos"], *Passages(self._corpus, own).of(own)[1])]
         return found
 
 
@@ -138,7 +175,11 @@ def judge_sample(mining: Mining, chosen: Path, sample: frozenset[int]) -> Path:
     Returns:
         The folder of the teacher's scores.
     """
-    from rayembed.jobs.pairs import PairSource, score_pairs  # workers import this module too, without torch
+    from rayembed.jobs.pairs import (
+        PairSource,
+        score_pairs,
+        sizes_of_parts,
+    )  # workers import this module too, without torch
 
     arguments = {
         "rows": str(mining.rows.folder),
@@ -146,10 +187,6 @@ def judge_sample(mining: Mining, chosen: Path, sample: frozenset[int]) -> Path:
         "chosen": str(chosen),
         "sample": sorted(sample),
     }
-    sizes = tuple(
-        sum(part.first_row <= row < part.first_row + part.num_rows for row in sample)
-        * (mining.config.negative_number + 1)
-        for part in mining.rows.parts
-    )
+    sizes = sizes_of_parts(np.full(len(sample), mining.config.negative_number + 1), ROWS_PER_PART)
     source = PairSource("rayembed.jobs.judging:ChosenPairs", arguments, len(sizes), sizes)
     return score_pairs(mining.experiment, source, what="judge a sample").folder

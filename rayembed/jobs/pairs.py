@@ -53,6 +53,11 @@ class PairSource:
     """Pairs of each part, at most, for the progress line."""
 
 
+def sizes_of_parts(pairs: NDArray[np.int64], rows: int) -> tuple[int, ...]:
+    """`PairSource.sizes` of a source whose parts have the pairs of so many rows each; `pairs`: of each row."""
+    return tuple(int(pairs[start : start + rows].sum()) for start in range(0, len(pairs), rows))
+
+
 class PairMaker(Protocol):
     """What `PairSource.maker` names."""
 

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from rayembed.config import Experiment
@@ -37,7 +38,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     start = time.monotonic()
     jobs = _jobs(experiment)
     if "harvest" in jobs:
-        _timed("harvest", lambda: harvest.run(experiment, overwrite=overwrite))
+        _timed("harvest", partial(harvest.run, experiment, overwrite=overwrite))
     check.run(experiment)
     _check_rounds(experiment, overwrite=overwrite)
     with shared_session():
@@ -45,8 +46,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
             for name in jobs:
                 asked = some.trains if name in TRAINS else some.compares
                 if name != "harvest" and getattr(asked, name) is not None:
-                    job = JOBS[name]
-                    _timed(name, lambda job=job, asked=asked: job.run(asked, overwrite=overwrite))  # type: ignore[misc]
+                    _timed(name, partial(JOBS[name].run, asked, overwrite=overwrite))
     write_atomic(out / "config.yaml", dump(experiment).encode())  # a round's jobs write that of their round
     report = build_report(out, title=out.name)
     logger.info("run: %s in %s; report: %s", ", ".join(jobs), duration(time.monotonic() - start), report)

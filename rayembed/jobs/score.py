@@ -20,7 +20,7 @@ from rayembed.data.storage import write_atomic
 from rayembed.data.store import Store
 from rayembed.jobs.folders import Reads, state, written_once
 from rayembed.jobs.inputs import planned_rows, training_rows
-from rayembed.jobs.pairs import PairCounts, PairScores, PairSource, counted_scores
+from rayembed.jobs.pairs import PairCounts, PairScores, PairSource, counted_scores, sizes_of_parts
 from rayembed.jobs.score_stats import added, distribution, summary, warnings
 from rayembed.jobs.session import ray_session
 from rayembed.jobs.teacher import kind_of_teacher, teacher_reads, teacher_section
@@ -29,6 +29,7 @@ from rayembed.jobs.units import Unit, Work, run_units
 logger = logging.getLogger(__name__)
 SIDES = ("pos", "neg")
 COUNTS = "pairs.json"
+ROWS_PER_PART = 1024  # of the pairs: not of the rows' store, whose cut must not decide which pairs share a batch
 
 
 def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
@@ -71,24 +72,25 @@ def _reads(experiment: Experiment, rows: Store) -> Reads:
 
 def row_pairs(rows: Store) -> PairSource:
     """Every query with its positives and its negatives."""
-    sizes = tuple(
-        sum(pc.sum(pc.list_value_length(table.column(side))).as_py() or 0 for side in SIDES)
-        for table in rows.iter_parts(SIDES)
-    )
+    pairs = [np.empty(0, np.int64)]
+    for table in rows.iter_parts(SIDES):
+        pairs.append(sum(pc.list_value_length(table.column(side)).to_numpy() for side in SIDES))
+    sizes = sizes_of_parts(np.concatenate(pairs), ROWS_PER_PART)
     arguments = {"rows": str(rows.folder), "fingerprint": rows.fingerprint}
     return PairSource("rayembed.jobs.score:RowPairs", arguments, len(sizes), sizes)
 
 
 class RowPairs:
-    """Pairs of training rows, row by row: the positives, then the negatives."""
+    """Pairs of ROWS_PER_PART training rows, row by row: the positives, then the negatives."""
 
     def __init__(self, *, rows: str, fingerprint: str) -> None:
         self._rows = Store.open(Path(rows))
         assert self._rows.fingerprint == fingerprint
 
     def pairs(self, part: int) -> list[tuple[str, str]]:
-        """All of a part."""
-        rows = self._rows.read_part(part, ["query", *SIDES]).to_pylist()
+        """All of a part, which is none of the rows' store."""
+        last = min((part + 1) * ROWS_PER_PART, self._rows.num_rows)
+        rows = self._rows.take(np.arange(part * ROWS_PER_PART, last), ["query", *SIDES]).to_pylist()
         return [(row["query"], text) for row in rows for side in SIDES for text in row[side]]
 
 

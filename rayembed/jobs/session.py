@@ -58,7 +58,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
 
 
 def _check_resources(config: RayConfig) -> None:
-    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call] # Ray types it not
+    have = _resources()
     cpus = config.num_workers * config.cpus_per_worker
     if cpus > have.get("CPU", 0):
         raise ValueError(
@@ -69,13 +69,19 @@ def _check_resources(config: RayConfig) -> None:
         check_gpus(config, "ray.use_gpu")
 
 
+def _resources() -> dict[str, float]:
+    """What the Ray that runs has."""
+    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call] # Ray types it not
+    return have
+
+
 def check_gpus(config: RayConfig, setting: str) -> None:
     """Refuses work on GPUs that the Ray that runs does not have: it would wait for them for ever.
 
     Raises:
         ValueError: names the setting that asks for them.
     """
-    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call] # Ray types it not
+    have = _resources()
     if config.num_workers > have.get("GPU", 0):
         raise ValueError(
             f"{setting} with ray.num_workers {config.num_workers} asks for {config.num_workers} GPUs; there are "

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ THREADS = "OMP_NUM_THREADS"
 # oneDNN keeps up to 1,024 kernels with their buffers, one a shape, and batches of texts have many shapes: with 2,048
 # passages a worker grew from 0.9 to 1.3 GB. With 8, and what is free given back after each unit, it stays at 0.6 GB.
 FEW_PRIMITIVES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8")
+Row = dict[str, Any]
 SECONDS = "seconds"  # in the file that marks a unit done, beside its counts
 TOLD, NAMED = 5, 50  # failed units whose error is in the message, and further ones that are named there
 
@@ -143,7 +144,7 @@ def _do(
     return {_mark(unit): errors.get(_mark(unit), lost) for unit in _not_done(pending)}
 
 
-def _stream(pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: bool) -> Any:  # noqa: ANN401
+def _stream(pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: bool) -> Iterable[Row]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -163,7 +164,7 @@ def _stream(pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: boo
     (work.folder / TRIES / MAKING).unlink(missing_ok=True)
     items = [{"mark": str(_mark(unit)), "spec": json.dumps(unit.spec)} for unit in pending]
     if work.light and len(items) == 1 and not use_gpu:
-        return iter([_here(items[0], arguments)])
+        return [_here(items[0], arguments)]
     return (
         ray.data.from_items(items, override_num_blocks=len(items))
         .map_batches(
@@ -181,14 +182,13 @@ def _stream(pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: boo
 
 
 def _here(item: dict[str, str], arguments: dict[str, Any]) -> dict[str, str]:
-    """Does one unit in this process, whose number of threads stays."""
-    threads = os.environ.get(THREADS)
+    """Does one unit in this process, whose environment stays: a Ray that is started later would inherit it."""
+    before = dict(os.environ)
     try:
         return {"mark": item["mark"], "error": UnitActor(**arguments).do(**item)}
     finally:
-        os.environ.pop(THREADS)
-        if threads is not None:
-            os.environ[THREADS] = threads
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _log_end(pending: Sequence[Unit], work: Work, seconds: float) -> None:

@@ -20,16 +20,12 @@ class Vectors:
 
     def part(self, index: int) -> NDArray[np.float32]:
         """Vectors [rows of the part, D], memory-mapped."""
-        return np.load(self.folder / f"{part_name(index)}.npy", mmap_mode="r")  # type: ignore[no-any-return]
+        vectors: NDArray[np.float32] = np.load(self.folder / f"{part_name(index)}.npy", mmap_mode="r")
+        return vectors
 
     def rows(self, first: int, last: int) -> NDArray[np.float32]:
         """Vectors [last - first, D] of rows `first` to `last` - 1, copied into memory, whichever parts they are in."""
-        pieces = [
-            self.part(index)[max(first - part.first_row, 0) : last - part.first_row]
-            for index, part in enumerate(self.store.parts)
-            if part.first_row < last and part.first_row + part.num_rows > first
-        ]
-        return np.concatenate(pieces)
+        return np.concatenate([self.part(index)[start:stop] for index, start, stop in self.store.pieces(first, last)])
 
     @cached_property
     def dimension(self) -> int:

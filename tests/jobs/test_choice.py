@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rayembed.jobs import judging
 from rayembed.jobs.choice import LATE, choose_all
-from rayembed.jobs.judging import JudgeWorker, PoolPairs
+from rayembed.jobs.judging import ChosenPairs, JudgeWorker, PoolPairs
 from rayembed.jobs.pair_scores import pair_keys, write_run
 from rayembed.jobs.pool_files import Chosen, Judged, Pools
 from rayembed.jobs.pools import Mining
@@ -20,6 +21,7 @@ from tests.jobs.small_mining import World, product, row, texts
 from tests.jobs.without_ray import do_units_here
 
 NUM_ROWS, NUM_PASSAGES, NUMBER = 40, 30, 4
+ROWS_PER_PART = 16  # of pairs to judge
 TEXTS = texts(NUM_PASSAGES, seed=5)
 IDS = [f"p{i:02d}" for i in range(NUM_PASSAGES)]
 
@@ -28,6 +30,7 @@ IDS = [f"p{i:02d}" for i in range(NUM_PASSAGES)]
 def here() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         do_units_here(patch)
+        patch.setattr(judging, "ROWS_PER_PART", ROWS_PER_PART)
         yield
 
 
@@ -274,7 +277,7 @@ def judged(mining: Mining, folder: Path, limit: int | None) -> Path:
         "limit": limit,
     }
     source = PoolPairs(**arguments)
-    pairs = list({pair: None for part in range(len(mining.rows.parts)) for pair in source.pairs(part)})
+    pairs = list({pair: None for part in range(-(-NUM_ROWS // ROWS_PER_PART)) for pair in source.pairs(part)})
     (folder / "cache" / "runs").mkdir(parents=True)
     scores = np.array([teacher(*pair) for pair in pairs], np.float32)
     write_run(folder / "cache" / "runs" / "00000", pair_keys(pairs), scores)
@@ -285,6 +288,26 @@ def judged(mining: Mining, folder: Path, limit: int | None) -> Path:
     for part in range(len(mining.rows.parts)):
         worker({"part": part}, f"part-{part:05d}", folder / "judged")
     return folder / "judged"
+
+
+def test_pairs_to_judge_are_cut_the_same_however_rows_are(tmp_path: Path) -> None:
+    """What shares a batch decides the last bits of a score under bfloat16."""
+    found: list[list[list[tuple[str, str]]]] = []
+    sample = [0, 6, 7, 8, *range(12, 33), 39]
+    for cut in (1000, 7, 16):
+        folder = tmp_path / str(cut)
+        mining = world(cut).mining(folder)
+        pools_of(mining, folder / "pools")
+        folders = {"rows": str(mining.rows.folder), "corpus": str(mining.corpus.folder)}
+        source = PoolPairs(**folders, pools=str(folder / "pools"), limit=3)
+        chosen_by(mining, folder / "chosen", folder / "pools")
+        sampled = ChosenPairs(**folders, chosen=str(folder / "chosen"), sample=sample)
+        found.append([*(source.pairs(part) for part in range(3)), *(sampled.pairs(part) for part in range(2))])
+    assert found[1] == found[0]
+    assert found[2] == found[0]
+    asked = [own["query"] for own in world().rows]
+    for part, rows in enumerate([range(16), range(16, 32), range(32, 40), sample[:16], sample[16:]]):
+        assert list(dict.fromkeys(query for query, _ in found[0][part])) == [asked[i] for i in rows]
 
 
 @pytest.mark.parametrize("name", TEACHER)

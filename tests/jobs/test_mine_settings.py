@@ -244,19 +244,21 @@ def test_positives_outside_the_corpus_are_encoded_for_margins(
             assert len(more["neg_ids"]) < 100, "the data must show what is tested"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rows_do_not_depend_on_units_their_order_and_the_exact_backend(
-    here: list[str], make: Make, tiny_reranker: Path
+    dtype: str, here: list[str], make: Make, tiny_reranker: Path
 ) -> None:
     """Also with a limit that later rows feel, and a teacher; two workers of Ray are in test_mine.py."""
-    settings = {"max_uses": 8, "denoise": True, "denoise_max_score": 1.0, "absolute_margin": 0.0}
+    settings = {"max_uses": 5, "denoise": True, "denoise_max_score": 1.0, "absolute_margin": 0.0}
     teacher = {"model": str(tiny_reranker), "max_len": 64}
-    expected = mine.run(make("first/run", shared=False, mine=settings, score=teacher))
+    encode = {"dtype": dtype}
+    expected = mine.run(make("first/run", shared=False, mine=settings, score=teacher, encode=encode))
     other = make(
         "second/run",
         shared=False,
         mine=settings,
         score=teacher,
-        encode={"passages_per_unit": 29, "queries_per_unit": 23},
+        encode={**encode, "passages_per_unit": 29, "queries_per_unit": 23},
         search={"backend": "torch", "passages_per_index": 25, "passages_per_unit": 50, "queries_per_unit": 31},
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -266,6 +268,7 @@ def test_rows_do_not_depend_on_units_their_order_and_the_exact_backend(
     assert lines(found) == lines(expected)
     one, two = stats(expected), stats(found)
     assert one["dropped"]["max_uses"] > 0, "the data must show what is tested"
+    assert one["dropped"]["denoised"] > 0, "the data must show what is tested"
     assert one.pop("search") == {"backend": "flat", "exact": True}
     assert two.pop("search") == {"backend": "torch", "exact": True}
     assert one == two

@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from rayembed.data.store import ROWS, StoreWriter
+from rayembed.jobs import score
 from rayembed.jobs.score import RowPairs, WriteWorker, row_pairs
 from rayembed.jobs.score_stats import added, distribution, summary, warnings
 
@@ -60,14 +61,27 @@ def test_scores_at_the_ends_of_their_range_are_told() -> None:
     assert warnings(of_parts(1 / (1 + np.exp(-RNG.normal(size=1000))))) == []
 
 
+@pytest.mark.parametrize("cut", [1, 3, 9])
+def test_pairs_are_cut_the_same_however_rows_are(cut: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What shares a batch decides the last bits of a score under bfloat16."""
+    monkeypatch.setattr(score, "ROWS_PER_PART", 2)
+    writer = StoreWriter(tmp_path / "rows", ROWS, cut)
+    for i in range(5):
+        writer.add({"query_id": f"q{i}", "query": f"q{i}", "pos": ["a"], "neg": ["b"] * i, "dataset": "d"})
+    source = row_pairs(writer.finish())
+    assert (source.parts, source.sizes) == (3, (3, 7, 5))
+    pairs = RowPairs(**source.arguments)
+    found = [pairs.pairs(part) for part in range(3)]
+    assert found[0] == [("q0", "a"), ("q1", "a"), ("q1", "b")]
+    assert tuple(map(len, found)) == source.sizes
+    assert found[2] == [("q4", "a"), *[("q4", "b")] * 4]
+
+
 def test_a_row_without_a_score_is_refused(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path / "rows", ROWS, 2)
     for i in range(3):
         writer.add({"query_id": f"q{i}", "query": f"q{i}", "pos": ["a"], "neg": ["b"] * i, "dataset": "d"})
     rows = writer.finish()
-    source = row_pairs(rows)
-    assert (source.parts, source.sizes) == (2, (3, 3))
-    assert RowPairs(**source.arguments).pairs(1) == [("q2", "a"), ("q2", "b"), ("q2", "b")]
     worker = WriteWorker(rows=str(rows.folder), scores=str(tmp_path / "none"), threads=1, use_gpu=False)
     with pytest.raises(ValueError, match=r"3 of 3 pairs have no score in .*none, among them query 'q0'; the cache was"):
         worker({"part": 0}, "part-00000", tmp_path)
