@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from rayembed.config.base import STRICT
 from rayembed.config.data import DataConfig
+from rayembed.config.families import LoraConfig, M3Config, RerankerConfig
 from rayembed.config.jobs import EncodeConfig, EvaluateConfig, ExportConfig, HarvestConfig
 from rayembed.config.mine import MineConfig
 from rayembed.config.model import ModelConfig
@@ -15,6 +16,8 @@ from rayembed.config.ray import RayConfig
 from rayembed.config.score import ScoreConfig
 from rayembed.config.search import SearchConfig
 from rayembed.config.train import TrainConfig
+
+RERANKERS = ("reranker-encoder", "reranker-decoder")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -33,6 +36,15 @@ class Experiment:
 
     model: ModelConfig
     """The model that is trained."""
+
+    m3: M3Config | None = None
+    """BGE-M3's heads and how they are trained. null: the defaults, for model.family m3."""
+
+    lora: LoraConfig | None = None
+    """Low-rank adapters of a decoder. null: all weights are trained."""
+
+    reranker: RerankerConfig | None = None
+    """How a pair is put to a reranker. null: the defaults, for the reranker families."""
 
     data: DataConfig = Field(default_factory=DataConfig)
     """What is read."""
@@ -96,12 +108,62 @@ class Experiment:
                 )
             if self.train.fp16 and not self.ray.use_gpu:
                 raise ValueError("train.fp16 needs a GPU; set ray.use_gpu: true, or train.bf16: true instead")
+        self._check_family()
         if self.mine is not None:
             first, last = map(int, self.mine.range_for_sampling.split("-"))
             if first >= last:
                 raise ValueError(f"mine.range_for_sampling is {first}-{last}; its first rank must be below its last")
             self._check_miner(self.mine)
         return self
+
+    def _check_family(self) -> None:
+        """Refuses settings that a family has no use for, so that none is without effect."""
+        family = self.model.family
+        of = {"m3": ("m3",), "lora": ("decoder", "reranker-decoder"), "reranker": RERANKERS}
+        for section, families in of.items():
+            if getattr(self, section) is not None and family not in families:
+                raise ValueError(
+                    f"section {section} is for model.family {' and '.join(families)}, and this one is {family}; remove "
+                    "the section, or change model.family"
+                )
+        if self.model.bidirectional and family != "decoder":
+            raise ValueError(f"model.bidirectional is for model.family decoder, and this one is {family}")
+        if self.model.additional_special_tokens and family not in of["lora"]:
+            raise ValueError(
+                f"model.additional_special_tokens are for model.family {' and '.join(of['lora'])}, and this one is "
+                f"{family}"
+            )
+        if self.train is not None:
+            self._check_loss(self.train)
+        pairs = self.trains_reranker()
+        if self.mine is not None and pairs and self.mine.model is None:
+            raise ValueError(f"a {family} has no vectors to mine with; set mine.model to an embedder")
+        if self.evaluate is not None and pairs != (self.evaluate.retriever is not None):
+            needs = "a reranker orders what another finds: set it to an embedder" if pairs else "set it to null"
+            raise ValueError(f"evaluate.retriever is {self.evaluate.retriever} and model.family {family}; {needs}")
+
+    def _check_loss(self, train: TrainConfig) -> None:
+        """Refuses losses that cannot be had together."""
+        pairs, loss = self.trains_reranker(), train.loss_type
+        heads = self.model.family == "m3" and (self.m3 is None or self.m3.unified_finetuning)
+        of_vectors = ("symmetric_info_nce", "improved_info_nce")
+        reasons = {
+            "train.loss_type pointwise_bce is of rerankers": loss == "pointwise_bce" and not pairs,
+            f"train.loss_type {loss} is of embedders with one vector": loss in of_vectors and (pairs or heads),
+            f"train.loss_type {loss} compares with other rows": loss in of_vectors and train.no_in_batch_neg,
+            f"train.loss_type {loss} learns from no teacher": loss in of_vectors and train.knowledge_distillation,
+            "train.mrl_dims shortens vectors, which a reranker has none of": pairs and bool(train.mrl_dims),
+            "train.false_negative_margin is of embedders": pairs and train.false_negative_margin is not None,
+            "train.guide_model needs train.false_negative_margin (0 as in GISTEmbed)": (
+                train.guide_model is not None and train.false_negative_margin is None
+            ),
+            "m3.flops_weight needs m3.unified_finetuning": (
+                self.m3 is not None and self.m3.flops_weight > 0 and not self.m3.unified_finetuning
+            ),
+        }
+        for reason, wrong in reasons.items():
+            if wrong:
+                raise ValueError(f"{reason}; model.family is {self.model.family}: change one of the two")
 
     def _check_miner(self, mine: MineConfig) -> None:
         trained = os.path.join(self.output_dir, "model")
@@ -143,6 +205,15 @@ class Experiment:
     def passages_per_unit(self) -> int:
         """Passages in one unit of work."""
         return self.encode.passages_per_unit or (8192 if self.ray.use_gpu else 512)
+
+    def temperature(self) -> float:
+        """What divides the scores in the loss."""
+        assert self.train is not None
+        return self.train.temperature or (1.0 if self.trains_reranker() else 0.02)
+
+    def trains_reranker(self) -> bool:
+        """Whether the model reads pairs: it scores, and has no vectors to mine or to search with."""
+        return self.model.family in RERANKERS
 
     def global_batch_size(self) -> int:
         """Queries of one forward pass over all workers."""

@@ -81,6 +81,13 @@ class EvaluateConfig:
     k_values: list[Annotated[int, Field(ge=1)]] = Field(default_factory=lambda: [1, 3, 5, 10, 100], min_length=1)
     """Cut-offs of every metric; the largest is how many passages are retrieved a query."""
 
+    retriever: str | None = None
+    """Embedder whose rankings a reranker (model.family) brings into a better order; as it comes, without instructions.
+    null: none, which is right for embedders alone."""
+
+    rerank_top_k: int = Field(default=100, ge=1)
+    """Passages a query that a reranker reads, the retriever's best."""
+
     significance_metric: str = Field(default="ndcg@10", pattern=r"^(ndcg|map|recall|precision|mrr)@\d+$")
     """Metric whose difference, base against tuned, is tested and whose queries won and lost are shown."""
 

@@ -7,6 +7,7 @@ from pydantic.dataclasses import dataclass
 
 from rayembed.config.base import STRICT
 
+Family = Literal["encoder", "m3", "decoder", "reranker-encoder", "reranker-decoder"]
 Pooling = Literal["cls", "mean", "last_token"]
 
 
@@ -17,8 +18,10 @@ class ModelConfig:
     name_or_path: str
     """Weights: a hub id, a local folder, or package://installed_package/folder."""
 
-    family: Literal["encoder"] = "encoder"
-    """Kind of backbone (BERT, RoBERTa, XLM-R, MPNet, ...: bidirectional encoders)."""
+    family: Family = "encoder"
+    """encoder: one vector a text from a bidirectional encoder (BERT, RoBERTa, XLM-R, MPNet, ...). m3: BGE-M3's dense,
+    sparse and ColBERT vectors. decoder: one vector from a causal model (Qwen, Mistral, Llama, Gemma, ...).
+    reranker-encoder, reranker-decoder: one score a (query, passage) pair."""
 
     pooling: Pooling | None = None
     """How token vectors become one. null: what the checkpoint's sentence-transformers files say, else the family's."""
@@ -27,7 +30,8 @@ class ModelConfig:
     """Scale vectors to length 1, so that scores are cosines."""
 
     query_instruction_for_retrieval: str | None = None
-    """Text put before every query that has no prompt of its own. null: nothing is put."""
+    """Text put before every query that has no prompt of its own; before those of a reranker too (FlagEmbedding's
+    query_instruction_for_rerank). null: nothing is put."""
 
     query_instruction_format: str = Field(default="{}{}", pattern=r"^[^{}]*\{\}[^{}]*\{\}[^{}]*$")
     """How instruction and query are joined; holds two {} (instruction, query). A written \\n is a line break."""
@@ -40,6 +44,12 @@ class ModelConfig:
 
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Dropout of hidden states and attention while training. null: as the checkpoint says."""
+
+    additional_special_tokens: list[str] = Field(default_factory=list)
+    """Tokens that are added to the vocabulary; their new embeddings are trained, also under section lora."""
+
+    bidirectional: bool = False
+    """Let a decoder's tokens see those after them too. Only family decoder."""
 
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. Only for sources that you trust."""

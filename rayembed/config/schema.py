@@ -22,7 +22,7 @@ TYPES = {
     "object": "a mapping",
     "null": "null",
 }
-PLURALS = {"text": "texts", "a whole number": "whole numbers", "a number": "numbers"}
+PLURALS = {"text": "texts", "a whole number": "whole numbers", "a number": "numbers", "a mapping": "mappings"}
 BOUNDS = {
     "minimum": "at least {}",
     "exclusiveMinimum": "greater than {}",

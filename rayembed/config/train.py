@@ -1,6 +1,6 @@
 """Settings of training: loss, batches, optimiser, precision, checkpoints."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -12,8 +12,9 @@ from rayembed.config.base import STRICT
 class TrainConfig:
     """Contrastive training of the embedder by DeepSpeed, one engine a worker."""
 
-    temperature: float = Field(default=0.02, gt=0)
-    """Divides the scores in the loss. Lower puts more weight on the hardest negatives; cosines want 0.01 to 0.05."""
+    temperature: float | None = Field(default=None, gt=0)
+    """Divides the scores in the loss. Lower puts more weight on the hardest negatives; cosines want 0.01 to 0.05.
+    null: 0.02 for embedders, 1 for rerankers, whose scores are logits."""
 
     negatives_cross_device: bool = True
     """Every worker's passages are negatives of every query, gathered with gradient: the same maths on any number of
@@ -22,11 +23,30 @@ class TrainConfig:
     no_in_batch_neg: bool = False
     """A query is compared with its own group alone: for classification-like data. Overrides negatives_cross_device."""
 
+    loss_type: Literal["info_nce", "symmetric_info_nce", "improved_info_nce", "pointwise_bce"] = "info_nce"
+    """info_nce: a query against passages; of a reranker, listwise over the query's group. symmetric_info_nce: also each
+    positive against the queries. improved_info_nce: queries against queries and passages against passages too
+    (arXiv:2308.03281). pointwise_bce: each pair by itself, of rerankers alone."""
+
+    mrl_dims: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
+    """Matryoshka (arXiv:2205.13147): the loss is the mean over these lengths of the vectors' beginnings. Empty: off."""
+
+    mask_same_texts: bool = True
+    """A passage whose text is a positive of the query in another row of the batch is no negative of it."""
+
+    false_negative_margin: float | None = Field(default=None, ge=-2, le=2)
+    """A passage of another row is no negative of a query where its score (cosine) is above the positive's plus this;
+    -0.05 also leaves out those just below it. null: all are negatives."""
+
+    guide_model: str | None = None
+    """An embedder whose scores decide in place of the trained model's (GISTEmbed, arXiv:2402.16829). null: its own."""
+
     knowledge_distillation: bool = False
     """Use the teacher's pos_scores and neg_scores. Rows without scores are then refused."""
 
-    kd_loss_type: Literal["kl_div", "m3_kd_loss"] = "kl_div"
-    """kl_div: InfoNCE plus cross-entropy to the teacher inside the group. m3_kd_loss: BGE-M3's loss in its place."""
+    kd_loss_type: Literal["kl_div", "m3_kd_loss", "margin_mse"] = "kl_div"
+    """kl_div: InfoNCE plus cross-entropy to the teacher inside the group. m3_kd_loss: BGE-M3's loss in its place.
+    margin_mse: squared differences of the margins between positive and negatives, in its place (arXiv:2010.02666)."""
 
     teacher_temperature: float = Field(default=1.0, gt=0)
     """Divides the teacher's scores before their softmax. 1 suits reranker logits (FlagEmbedding); cosines want 0.02."""

@@ -95,17 +95,33 @@ def scores_field(record: Record, field: str, number: int, report: Report) -> lis
         report.error(f"{field} has the wrong length", record.problem(field, message))
         return None
     for i, score in enumerate(value):
-        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        if not _is_number(score):
             message = f"found {score!r}, allowed: finite numbers"
             report.error(f"{field} is not a number", record.problem(f"{field}[{i}]", message))
             return None
     return [float(score) for score in value]
 
 
+def number_field(record: Record, field: str, report: Report) -> float | None:
+    """A finite number that must be there. None: it is absent or wrong (an error)."""
+    value = record.value.get(field)
+    if value is None:
+        report.error(f"no {field}", record.problem(field, missing(record, field)))
+    elif not _is_number(value):
+        report.error(f"{field} is not a number", record.problem(field, f"found {value!r}, allowed: a finite number"))
+    else:
+        return float(value)
+    return None
+
+
 def missing(record: Record, field: str) -> str:
     """Message for a field that is not there, with the nearest one that is."""
     near = get_close_matches(field, [name for name in record.value if name != field], n=1, cutoff=0.5)
     return "is missing or null" + (f"; the nearest field here is {near[0]!r}" if near else "")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _text(record: Record, field: str, value: object, report: Report, kind: str | None = None) -> str | None:

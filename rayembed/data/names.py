@@ -10,8 +10,10 @@ from rayembed.data.fields import passage_id
 from rayembed.data.problems import Problem, Report
 from rayembed.data.storage import SUFFIXES, identity
 from rayembed.data.store import Row, SeenHashes, Store, chunks, hash_texts
+from rayembed.data.tasks import OF_OWN_KIND
 
 Flags = npt.NDArray[np.bool_]
+NO_IN_BATCH_NEG = "no_in_batch_neg"
 ROWS_AT_A_TIME = 256  # rows whose passages are looked up together
 
 
@@ -75,6 +77,21 @@ def source_names(paths: Sequence[str]) -> dict[str, str]:
     return known
 
 
+def dataset_names(paths: Sequence[str]) -> dict[str, str]:
+    """As source_names; a folder whose name ends in no_in_batch_neg is in the names of its files too."""
+    names = source_names(paths)
+    for path, name in names.items():
+        folder = identity(path).rstrip("/").split("/")[-2:-1]
+        if "/" not in name and folder and folder[0].endswith(NO_IN_BATCH_NEG):
+            names[path] = f"{folder[0]}/{name}"
+    return names
+
+
+def says_no_in_batch_neg(dataset: str) -> bool:
+    """Whether the name of a file or of its folder says that its queries compete with their own group alone."""
+    return any(_stem(part).endswith(NO_IN_BATCH_NEG) for part in dataset.split("/")[-2:])
+
+
 def with_ids_of(corpus: Store, rows: Sequence[Row], sources: Sequence[str]) -> Iterator[Row]:
     """Rows whose passages have the ids that their texts have in the corpus.
 
@@ -122,11 +139,12 @@ def note_absent_positives(rows: Store, corpus: Store, report: Report) -> None:
     number = 0
     first = corpus.take(np.arange(min(1, corpus.num_rows))).to_pylist()
     made = all(row["id"] == passage_id(row["text"]) for row in first)
-    for part in rows.iter_parts(["query_id", "pos", "pos_ids", "dataset"]):
+    for part in rows.iter_parts(["query_id", "pos", "pos_ids", "dataset", "type"]):
         table = part.to_pylist()
         wanted = [
             (row, number + i, name)
             for i, row in enumerate(table, 1)
+            if row["type"] not in OF_OWN_KIND  # these are not searched for
             for name, text in zip(row["pos_ids"], row["pos"], strict=True)
             if made or name != passage_id(text)
         ]

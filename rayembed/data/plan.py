@@ -6,11 +6,48 @@ and gets what an unbroken one got, on any number of workers.
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-_ORDER, _CHOICE = 0, 1  # streams of random numbers that must not overlap
+_ORDER, _CHOICE = 0, 1  # streams of random numbers that must not overlap; mixing.py has 2, labels.py 3, shuffle.py 4
+
+
+class Plan(Protocol):
+    """Batches of all workers together, counted from 0 over the whole training: a BatchPlan or a mixing.MixedPlan."""
+
+    @property
+    def seed(self) -> int:
+        """The experiment's."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that can be in a batch."""
+
+    @property
+    def global_batch_size(self) -> int:
+        """Queries of the largest batch."""
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of an epoch; the same in every epoch."""
+
+    @property
+    def rows_left_out(self) -> int:
+        """Rows that fill no whole batch."""
+
+    def epoch(self, batch: int) -> int:
+        """The epoch, from 0, that a batch belongs to."""
+
+    def dataset(self, batch: int) -> int:
+        """Place of the dataset that a batch is of among Datasets.items."""
+
+    def dataset_epoch(self, batch: int) -> int:
+        """How often its dataset was gone through before: what choices of a row's positive and negatives depend on."""
+
+    def rows(self, batch: int) -> NDArray[np.int64]:
+        """Row numbers of one batch; worker r of W takes the r-th of W equal slices."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +79,14 @@ class BatchPlan:
     def epoch(self, batch: int) -> int:
         """The epoch, from 0, that a batch belongs to."""
         return batch // self.batches_per_epoch
+
+    def dataset(self, batch: int) -> int:
+        """Place of the dataset that a batch is of: there is one."""
+        return 0
+
+    def dataset_epoch(self, batch: int) -> int:
+        """How often the rows were gone through before."""
+        return self.epoch(batch)
 
     def rows(self, batch: int) -> NDArray[np.int64]:
         """Row numbers [global_batch_size] of one batch; worker r of W takes the r-th of W equal slices."""
@@ -85,7 +130,7 @@ def choose_group(
     return positive, rng.permutation(chosen) if whole else chosen
 
 
-def total_batches(plan: BatchPlan, *, num_train_epochs: float, max_steps: int | None, accumulation: int) -> int:
+def total_batches(plan: Plan, *, num_train_epochs: float, max_steps: int | None, accumulation: int) -> int:
     """Batches of the whole training: a whole number of optimiser steps, at least one.
 
     Args:

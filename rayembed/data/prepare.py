@@ -4,8 +4,6 @@ A store's folder is named by a fingerprint of what it is made of (paths, sizes a
 matter), and holds the report of the reading, so that reuse tells the same warnings again. What has errors is read anew.
 """
 
-import hashlib
-import heapq
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,17 +14,20 @@ import numpy as np
 import pyarrow as pa
 
 from rayembed.config import Experiment
+from rayembed.config.data import DataConfig
 from rayembed.config.uris import public_name
 from rayembed.data import beir
-from rayembed.data.names import note_absent_positives, source_names, with_ids_of
+from rayembed.data.names import dataset_names, note_absent_positives, source_names, with_ids_of
 from rayembed.data.passages import Parse, parse_passage, parse_query, read_texts, renamed, unique
 from rayembed.data.problems import Problem, Report
 from rayembed.data.readers import Record, read_records
-from rayembed.data.rows import parse_row, survey
-from rayembed.data.storage import expand, fingerprint, identity, stamp, write_atomic
+from rayembed.data.rows import parse_rows, survey
+from rayembed.data.storage import expand, fingerprint, identity, is_folder, stamp, write_atomic
 from rayembed.data.store import PASSAGES, QUERIES, ROWS, Row, Store, StoreWriter, chunks
+from rayembed.data.tasks import OF_OWN_KIND
+from rayembed.data.used_rows import Small, drawn, settled
 
-VERSION = 3  # raise it when the same files give other stores, so that caches of older code are not used
+VERSION = 4  # raise it when the same files give other stores, so that caches of older code are not used
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ def prepare(experiment: Experiment, *, rows: bool = True, corpus: bool = True, e
             seed=experiment.seed,
             min_grade=data.min_grade,
         )
+        row_store = _settled(row_store, data, cache, encode.queries_per_unit, report)
     if corpus and data.corpus:
         corpus_store = prepare_corpus(data.corpus, cache, experiment.passages_per_unit(), report)
     elif corpus and row_store is not None:
@@ -112,7 +114,7 @@ def prepare_rows(
     files = [file for source in sources for file in _source_files(source, "train")]
     joined = {source: _beir_stores(source, cache, per_part, report) for source in sources if beir.is_beir(source)}
 
-    datasets = source_names([path for each in sources for path in ([each] if each in joined else _expanded(each))])
+    datasets = dataset_names([path for each in sources for path in ([each] if each in joined else _expanded(each))])
 
     def read(own: Report) -> Iterator[Row]:
         found = (pair for source in sources for pair in _rows_of(source, datasets, joined.get(source), min_grade, own))
@@ -125,7 +127,10 @@ def prepare_rows(
 
     key = [_stamps(files), [identity(source) for source in joined], list(map(public_name, sources)), min_grade]
     store = _cached(cache, "rows", key, ROWS, rows_per_part, read, report)
-    return store if max_rows is None else _drawn(store, cache, rows_per_part, max_rows, seed, report)
+    if max_rows is None:
+        return store
+    key = ["drawn", store.fingerprint, max_rows, seed]
+    return _cached(cache, "rows", key, ROWS, rows_per_part, lambda own: drawn(store, max_rows, seed, own), report)
 
 
 def prepare_corpus(sources: Sequence[str], cache: Path, rows_per_part: int, report: Report) -> Store:
@@ -145,13 +150,15 @@ def prepare_corpus(sources: Sequence[str], cache: Path, rows_per_part: int, repo
 
 
 def corpus_of_rows(rows: Store, cache: Path, rows_per_part: int, report: Report) -> Store:
-    """Every positive and negative of the rows, each id once; their datasets are its sources."""
+    """Every positive and negative of the rows of retrieval, each id once; their datasets are its sources."""
 
     def passages() -> Iterator[tuple[Problem, str, Row]]:
         number = 0
-        for part in rows.iter_parts(["pos", "pos_ids", "neg", "neg_ids", "dataset"]):
+        for part in rows.iter_parts(["pos", "pos_ids", "neg", "neg_ids", "dataset", "type"]):
             for row in part.to_pylist():
                 number += 1
+                if row["type"] in OF_OWN_KIND:
+                    continue
                 for side in ("pos", "neg"):
                     place = Problem("training rows", number, side, "")
                     for name, text in zip(row[f"{side}_ids"], row[side], strict=True):
@@ -244,10 +251,7 @@ def _rows_of(
         )
         return
     for file in _found(_expanded(source), "data.train", report):
-        for record in read_records(file, report):
-            row = parse_row(record, report, dataset=names[file])
-            if row is not None:
-                yield record, row
+        yield from parse_rows(read_records(file, report), report, dataset=names[file])
 
 
 def _check_ids(
@@ -280,25 +284,20 @@ def _texts(
         report.error(f"no {noun}", Problem(", ".join(map(public_name, files)), None, "", f"no {noun} in it"))
 
 
-def _drawn(rows: Store, cache: Path, rows_per_part: int, max_rows: int, seed: int, report: Report) -> Store:
-    """At most max_rows rows of each dataset: those whose hash with the seed is smallest, in their order."""
-
-    def read(own: Report) -> Iterator[Row]:
-        largest: dict[str, list[tuple[int, int]]] = {}  # of each dataset: the kept hashes, negated, and row numbers
-        number = 0
-        for part in rows.iter_parts(["dataset"]):
-            for name in part.column("dataset").to_pylist():
-                digest = hashlib.blake2b(f"{seed} {name} {number}".encode(), digest_size=8).digest()
-                entry = (-int.from_bytes(digest, "little"), number)
-                kept = largest.setdefault(name, [])
-                (heapq.heappush if len(kept) < max_rows else heapq.heappushpop)(kept, entry)
-                number += 1
-        chosen = sorted(row for kept in largest.values() for _, row in kept)
-        own.count("rows drawn", len(chosen))
-        for some in chunks(chosen, rows_per_part):
-            yield from rows.take(np.array(some)).to_pylist()
-
-    return _cached(cache, "rows", ["drawn", rows.fingerprint, max_rows, seed], ROWS, rows_per_part, read, report)
+def _settled(rows: Store, data: DataConfig, cache: Path, rows_per_part: int, report: Report) -> Store:
+    """The rows without datasets that are too small, with the prompts of section data."""
+    prompts = [entry for entry in data.datasets if entry.prompt is not None]
+    if not prompts and not data.small_threshold:
+        return rows
+    names = dataset_names([path for each in data.train for path in ([each] if beir.is_beir(each) else _expanded(each))])
+    folders = [source for source in data.train if is_folder(source) and not beir.is_beir(source)]
+    small = Small(
+        {names[file]: name for folder, name in source_names(folders).items() for file in _expanded(folder)},
+        data.small_threshold,
+        data.drop_threshold,
+    )
+    key = ["settled", rows.fingerprint, *small, [[entry.name, entry.prompt] for entry in prompts]]
+    return _cached(cache, "rows", key, ROWS, rows_per_part, lambda own: settled(rows, small, prompts, own), report)
 
 
 def _cached(

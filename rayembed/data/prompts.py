@@ -1,6 +1,9 @@
 """What is put before a query or a passage: one place, so that mining, training, evaluation and export agree."""
 
 from rayembed.config.model import ModelConfig
+from rayembed.data.tasks import STS
+
+ALIKE = ("symmetric_sts", "symmetric_clustering", STS)  # types whose passages are texts of the kind of the queries
 
 
 def _join(form: str, instruction: str, text: str) -> str:
@@ -24,3 +27,15 @@ def passage_text(model: ModelConfig, passage: str) -> str:
     """The passage as the model reads it."""
     instruction = model.passage_instruction_for_retrieval
     return _join(model.passage_instruction_format, instruction, passage) if instruction else passage
+
+
+def passage_of_row(model: ModelConfig, passage: str, *, row_type: str | None, prompt: str | None) -> str:
+    """A passage of a training row as the model reads it.
+
+    Args:
+        model: holds instructions and formats.
+        passage: the bare passage.
+        row_type: the row's; both sides of symmetric types are put as queries are.
+        prompt: the row's own instruction.
+    """
+    return query_text(model, passage, prompt) if row_type in ALIKE else passage_text(model, passage)

@@ -1,4 +1,4 @@
-"""Records -> training rows: FlagEmbedding's form (query, pos, neg, ...) and triplets (query, positive, negative)."""
+"""Records -> training rows: FlagEmbedding's form (query, pos, neg, ...), triplets, scored pairs and labelled texts."""
 
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
@@ -8,13 +8,23 @@ from rayembed.data.names import Names
 from rayembed.data.problems import Report
 from rayembed.data.readers import Record
 from rayembed.data.store import Row, SeenHashes, chunks, hash_texts
+from rayembed.data.tasks import (
+    CLASS,
+    COMMON,
+    FORMATS,
+    OF_OWN_KIND,
+    READ,
+    Form,
+    check_type,
+    form_of,
+    label_field,
+    type_field,
+)
 
 TRIPLET = {"positive": "pos", "negative": "neg"}
-COLUMNS = (
-    *("query_id", "query", "prompt", "pos", "pos_ids", "neg", "neg_ids", "pos_scores", "neg_scores", "dataset", "type"),
-    "related_ids",
-    *TRIPLET,
-)
+ELSEWHERE = {  # columns of FlagEmbedding that are settings here
+    name: f"; set {name} of this dataset in data.datasets" for name in ("batch_size", "train_group_size")
+}
 BATCH = 1024  # rows held at a time while duplicates are looked for
 
 
@@ -29,32 +39,61 @@ def parse_row(record: Record, report: Report, *, dataset: str | None = None) -> 
         dataset: what the row belongs to unless it says so itself. None: its file.
     """
     before = report.errors.total
-    _unknown_columns(record, report)
-    query = fields.text_field(record, "query", report, required=True)
-    pos = _passages(record, "pos", report)
-    neg = _passages(record, "neg", report)
-    if pos == [] or (record.value.get("pos") is None and record.value.get("positive") is None):
-        message = "is empty; allowed: at least one passage" if pos == [] else fields.missing(record, "pos")
-        report.error("no pos", record.problem("pos", message))
+    form = form_of(record)
+    _unknown_columns(record, form, report)
+    query = fields.text_field(record, FORMATS[form].query, report, required=True)
     row: Row = {
         "query_id": fields.id_field(record, "query_id", report) or (query and fields.query_id(query)),
         "query": query,
         "prompt": fields.verbatim_field(record, "prompt", report),
-        "pos": pos,
-        "neg": neg or [],
         "dataset": fields.text_field(record, "dataset", report) or dataset or record.file,
-        "type": fields.verbatim_field(record, "type", report),
+        "type": type_field(record, form, report),
         "related_ids": fields.id_list_field(record, "related_ids", report),
+        **(READ[form](record, report) if form in READ else {}),
     }
-    for name, texts in (("pos", pos), ("neg", neg if neg is not None else [])):
+    if form == "retrieval":
+        _passage_fields(record, row, report)
+    if report.errors.total == before:
+        check_type(record, row, report)
+        _both(record, row, report)
+    return row if report.errors.total == before else None
+
+
+def parse_rows(
+    records: Iterable[Record], report: Report, *, dataset: str | None = None
+) -> Iterator[tuple[Record, Row]]:
+    """The rows of one file with their places; records in another format than its first are errors."""
+    first: Form | None = None
+    for record in records:
+        form = form_of(record)
+        first = first or form
+        if form != first:
+            message = (
+                f"is of format {form}, and the first record of this file is of {first}; allowed: one format a file"
+            )
+            report.error("two formats in one file", record.problem(FORMATS[form].query, message))
+            continue
+        row = parse_row(record, report, dataset=dataset)
+        if row is not None:
+            yield record, row
+
+
+def _passage_fields(record: Record, row: Row, report: Report) -> None:
+    """Puts what FlagEmbedding's form and triplets say of passages into the row."""
+    pos = _passages(record, "pos", report)
+    neg = _passages(record, "neg", report)
+    if row["type"] == CLASS:
+        row["label"] = label_field(record, report)
+    elif pos == [] or (record.value.get("pos") is None and record.value.get("positive") is None):
+        message = "is empty; allowed: at least one passage" if pos == [] else fields.missing(record, "pos")
+        report.error("no pos", record.problem("pos", message))
+    row["pos"], row["neg"] = pos if pos is not None or row["type"] != CLASS else [], neg or []
+    for name, texts in (("pos", row["pos"]), ("neg", neg if neg is not None else [])):
         if texts is not None:
             row[f"{name}_ids"] = fields.ids_field(record, f"{name}_ids", texts, report)
             row[f"{name}_scores"] = fields.scores_field(record, f"{name}_scores", len(texts), report)
     if row.get("pos_scores") is not None and not row["neg"]:
         row["neg_scores"] = []
-    if report.errors.total == before:
-        _both(record, row, report)
-    return row if report.errors.total == before else None
 
 
 def survey(rows: Iterable[tuple[Record, Row]], report: Report) -> Iterator[Row]:
@@ -72,7 +111,9 @@ def survey(rows: Iterable[tuple[Record, Row]], report: Report) -> Iterator[Row]:
             _note_absent(place, row, report)
             if met["row"][i]:
                 _warn(report, "duplicate rows", place, "query", "an earlier row has the same query and positives")
-            elif met["query"][i]:
+            elif met["query"][i] and row.get("type") == CLASS:
+                _warn(report, "texts of two labels", place, "label", "an earlier row has this text under another label")
+            elif met["query"][i] and row.get("type") not in OF_OWN_KIND:
                 _warn(report, "same query in several rows", place, "query", "an earlier row has this query")
             if settled[i].conflict:
                 message = (
@@ -88,7 +129,9 @@ def survey(rows: Iterable[tuple[Record, Row]], report: Report) -> Iterator[Row]:
 
 
 def _keys(row: Row) -> dict[str, str]:
-    query = row["query"]
+    query, label = row["query"], row.get("label")
+    if label is not None:  # another dataset may have other labels for the same text
+        return {"query": f"{row['dataset']}\0{query}", "row": "\0".join([row["dataset"], query, label])}
     return {"query": query, "row": "\0".join([query, *sorted(row["pos"])])}
 
 
@@ -98,6 +141,9 @@ def _note_absent(place: Record, row: Row, report: Report) -> None:
     report.count(f"rows of {row['dataset']}")
     report.count("positives", len(row["pos"]))
     report.count("negatives", len(row["neg"]))
+    if row.get("type") in OF_OWN_KIND:
+        report.count(f"rows of type {row['type']}")
+        return
     if not row["neg"]:
         _warn(report, "rows without negatives", place, "neg", "no negatives")
     if row.get("pos_scores") is None or (row["neg"] and row.get("neg_scores") is None):
@@ -108,10 +154,11 @@ def _note_absent(place: Record, row: Row, report: Report) -> None:
 
 def _only_where_mixed(report: Report) -> None:
     """Rows without scores or prompt are unusual only if others have them; how many is counted in any case."""
+    others = sum(report.counts.get(f"rows of type {kind}", 0) for kind in OF_OWN_KIND)
     for kind in ("rows without scores", "rows without prompt"):
         number = report.warnings.counts.get(kind, 0)
         report.count(kind, number)
-        if number == report.counts.get("rows", 0):
+        if number == report.counts.get("rows", 0) - others:
             report.warnings.drop(kind)
 
 
@@ -141,9 +188,11 @@ def _both(record: Record, row: Row, report: Report) -> None:
             report.error("passage is both pos and neg", record.problem(f"neg[{i}]", message))
 
 
-def _unknown_columns(record: Record, report: Report) -> None:
-    for name in [name for name in record.value if name not in COLUMNS]:
-        near = get_close_matches(name, COLUMNS, n=1)
-        message = "this column is not read" + (f"; did you mean {near[0]!r}?" if near else "")
+def _unknown_columns(record: Record, form: Form, report: Report) -> None:
+    unread = {"label"} if form == "retrieval" and record.value.get("type") != CLASS else set()
+    columns = [name for name in (*COMMON, FORMATS[form].query, *FORMATS[form].own) if name not in unread]
+    for name in [name for name in record.value if name not in columns]:
+        near = get_close_matches(name, columns, n=1)
+        message = "this column is not read" + ELSEWHERE.get(name, f"; did you mean {near[0]!r}?" if near else "")
         shown = name.encode(errors="backslashreplace").decode()
         report.warn(f"column {name!r} is not read", record.problem(shown, message))

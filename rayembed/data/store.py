@@ -42,6 +42,7 @@ ROWS = pa.schema(
         pa.field("dataset", pa.string(), nullable=False),
         pa.field("type", pa.string()),
         pa.field("related_ids", pa.list_(pa.string())),  # judged below data.min_grade: neither pos nor neg
+        pa.field("label", pa.string()),  # of type class: rows of the same dataset and label are its positives
     ]
 )
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayembed.config.model import ModelConfig
-from rayembed.data.prompts import passage_text, query_text
+from rayembed.data.prompts import passage_of_row, query_text
 from rayembed.data.storage import whole_file
 
 TEXTS = pa.schema([("tokens", pa.list_(pa.int32()))])
@@ -54,7 +54,7 @@ def write_tokens(
     Returns:
         Counts: rows, texts, tokens, and texts that fill their length (most of these were cut).
     """
-    table = rows.select(["query", "prompt", "pos", "neg", "pos_scores", "neg_scores"]).to_pylist()
+    table = rows.select(["query", "prompt", "pos", "neg", "pos_scores", "neg_scores", "type"]).to_pylist()
     queries: dict[str, int] = {}
     passages: dict[str, int] = {}
     records = []
@@ -62,7 +62,7 @@ def write_tokens(
         query = queries.setdefault(query_text(model, row["query"], row["prompt"]), len(queries))
         record = {"query": query, "pos_scores": row["pos_scores"], "neg_scores": row["neg_scores"]}
         for side in ("pos", "neg"):
-            texts = [passage_text(model, text) for text in row[side]]
+            texts = [passage_of_row(model, text, row_type=row["type"], prompt=row["prompt"]) for text in row[side]]
             record[side] = [passages.setdefault(text, len(passages)) for text in texts]
         records.append(record)
     query_ids = tokenize(list(queries), query_max_len)
@@ -123,6 +123,16 @@ class _Part:
             neg_scores,
         )
 
+    def lengths(self) -> NDArray[np.int32]:
+        """[num_rows] tokens of each row's longest text."""
+        of_text = np.diff(self.texts.offsets).astype(np.int32)
+        longest = of_text[self.query] if self.num_rows else np.empty(0, np.int32)
+        for side in ("pos", "neg"):
+            offsets = self.lists[side].offsets
+            row = np.repeat(np.arange(self.num_rows), np.diff(offsets))
+            np.maximum.at(longest, row, of_text[self.lists[side].values[offsets[0] : offsets[-1]]])
+        return longest
+
     def _text(self, index: int) -> NDArray[np.int32]:
         tokens = self.texts[index]
         assert tokens is not None
@@ -163,3 +173,7 @@ class TokenStore:
         """One row by its number."""
         part = int(np.searchsorted(self._starts, row, side="right")) - 1
         return self._parts[part].row(row - int(self._starts[part]))
+
+    def lengths(self) -> NDArray[np.int32]:
+        """[len(self)] tokens of each row's longest text, its query and all passages counted."""
+        return np.concatenate([np.empty(0, np.int32), *(part.lengths() for part in self._parts)])

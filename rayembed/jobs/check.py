@@ -19,8 +19,9 @@ from rayembed.data.prompts import passage_text, query_text
 from rayembed.data.storage import write_atomic
 from rayembed.data.store import Store
 from rayembed.jobs.inputs import check_rows
-from rayembed.models.families import FAMILIES
-from rayembed.models.loading import check_length, load_config, load_tokenizer, pooling_of
+from rayembed.jobs.tokenize import longest_texts
+from rayembed.jobs.train import check_model
+from rayembed.models.loading import check_length, load_config, pooling_of, tokenizer_of
 
 logger = logging.getLogger(__name__)
 SAMPLE = 2000  # texts whose tokens are counted; a corpus of millions is not tokenised for a warning
@@ -66,6 +67,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     if prepared.rows is not None and experiment.train is not None:
         coming = tuple(job for job in ("mine", "score") if getattr(experiment, job) is not None)
         check_rows(experiment, prepared.rows, coming=coming)
+        check_model(experiment)
     summary = "\n".join(line for line in lines if line)
     for line in summary.splitlines():
         logger.info("check: %s", line)
@@ -86,7 +88,7 @@ def _check_sections(experiment: Experiment) -> None:
     wanting = [job for job in ("mine", "score", "train") if getattr(experiment, job) is not None]
     if wanting and not experiment.data.train:
         raise ValueError(f"the experiment has a section {wanting[0]}; set data.train to files, folders or globs")
-    for setting, length in _limits(experiment).items():
+    for setting, length in (longest_texts if experiment.trains_reranker() else _limits)(experiment).items():
         check_length(
             experiment.model.name_or_path, length, setting, trust_remote_code=experiment.model.trust_remote_code
         )
@@ -111,11 +113,7 @@ def plan(experiment: Experiment) -> str:
 def _lengths(experiment: Experiment, prepared: Prepared) -> list[str]:
     """Token lengths of queries and passages, and the share that is cut."""
     model = experiment.model
-    tokenizer = load_tokenizer(
-        model.name_or_path,
-        padding_side=FAMILIES[model.family].padding_side,
-        trust_remote_code=model.trust_remote_code,
-    )
+    tokenizer = tokenizer_of(model)
     lines = []
     for side, texts in _samples(experiment, prepared).items():
         ids = tokenizer(texts, verbose=False)["input_ids"]

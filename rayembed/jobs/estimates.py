@@ -7,8 +7,7 @@ from rayembed.config.deepspeed import deepspeed_settings
 from rayembed.data.store import Store
 from rayembed.models.cost import Cost, encoding_cost, training_cost
 from rayembed.models.encoding import tokenize
-from rayembed.models.families import FAMILIES
-from rayembed.models.loading import load_tokenizer
+from rayembed.models.loading import tokenizer_of
 from rayembed.tracking.progress import duration
 
 SAMPLE = 256
@@ -17,11 +16,7 @@ SAMPLE = 256
 def mean_tokens(experiment: Experiment, store: Store, column: str, max_len: int) -> float:
     """Tokens of a text on average, cut to `max_len`, of a sample of a store's column (texts, or lists of texts)."""
     model = experiment.model
-    tokenizer = load_tokenizer(
-        model.name_or_path,
-        padding_side=FAMILIES[model.family].padding_side,
-        trust_remote_code=model.trust_remote_code,
-    )
+    tokenizer = tokenizer_of(model)
     rows = np.random.default_rng(0).choice(store.num_rows, min(SAMPLE, store.num_rows), replace=False)
     values = store.take(np.sort(rows), [column]).column(column).to_pylist()
     texts = [text for value in values for text in (value if isinstance(value, list) else [value])][: 4 * SAMPLE]
@@ -49,7 +44,8 @@ def training(experiment: Experiment, rows: Store, batches: int) -> str:
     assert config is not None
     query = mean_tokens(experiment, rows, "query", data.query_max_len)
     passage = mean_tokens(experiment, rows, "pos", data.passage_max_len)
-    a_batch = experiment.global_batch_size() * (query + data.train_group_size * passage)
+    of_group = data.train_group_size * passage + query * (data.train_group_size if experiment.trains_reranker() else 1)
+    a_batch = experiment.global_batch_size() * of_group
     cost = training_cost(
         experiment.model,
         tokens=batches * a_batch,

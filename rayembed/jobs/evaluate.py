@@ -2,8 +2,9 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,15 @@ from rayembed.evaluation.ranking import evaluate_rankings, query_counts
 from rayembed.evaluation.significance import compare
 from rayembed.evaluation.trec import write_run
 from rayembed.jobs import estimates
+from rayembed.jobs.evaluate_heads import evaluate_heads, heads_of
 from rayembed.jobs.folders import Reads, state, written_once
 from rayembed.jobs.ranking import ShardTops, search_shards
+from rayembed.jobs.rerank import pair_scores, retriever
 from rayembed.jobs.session import ray_session
-from rayembed.jobs.vector_files import Vectors
 from rayembed.jobs.vectors import Wanted, encode_stores, encoding_reads
+from rayembed.models.export import max_seq_length
+from rayembed.models.loading import teacher_kind
+from rayembed.search.merge import Top
 
 logger = logging.getLogger(__name__)
 Ranking = list[tuple[str, float]]
@@ -37,8 +42,8 @@ class Judged:
     rankings: dict[str, Ranking]
     means: dict[str, float]
     per_query: dict[str, dict[str, float]]
-    queries: Vectors
-    passages: Vectors
+    scores: Callable[[Sequence[tuple[int, str]]], NDArray[np.float32]]
+    """Of (row of a query, id of a passage)."""
 
 
 def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
@@ -57,14 +62,20 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
 
     def write(folder: Path) -> None:
         with ray_session(experiment.ray):
-            judged = {
-                name: _judge(experiment, config, evaluation, model) for name, model in _models(experiment).items()
+            models = _models(experiment)
+            judged = {name: _judge(experiment, config, evaluation, model) for name, model in models.items()}
+            heads = {
+                name: evaluate_heads(experiment, config, evaluation, judged[name].rankings, model, _cut_offs(config))
+                for name, model in models.items()
+                if heads_of(experiment, model)
             }
-        _write(config, evaluation, judged, folder, experiment.seed)
+        _write(config, evaluation, judged, folder, experiment.seed, heads)
 
     reads = _reads(experiment, config, evaluation)
     written = written_once(final, reads, write, overwrite=overwrite, experiment=experiment)
     logger.info("evaluate: %s", summary(written))
+    for line in head_lines(json.loads((written / "metrics.json").read_text())):
+        logger.info("evaluate: %s", line)
     return written
 
 
@@ -97,6 +108,15 @@ def summary(folder: Path) -> str:
     )
 
 
+def head_lines(metrics: dict[str, Any]) -> list[str]:
+    """What each of BGE-M3's representations is worth, a line a model."""
+    name = metrics["metric"]
+    return [
+        f"{model}, {name} by " + ", ".join(f"{head} {means[name]:.4f}" for head, means in heads.items())
+        for model, heads in metrics.get("heads", {}).items()
+    ]
+
+
 def _section(experiment: Experiment) -> EvaluateConfig:
     return experiment.evaluate or EvaluateConfig()
 
@@ -111,7 +131,10 @@ def _data(experiment: Experiment) -> Evaluation:
 
 def _models(experiment: Experiment) -> dict[str, str]:
     tuned = Path(experiment.output_dir) / "model"
-    models = {"base": experiment.model.name_or_path}
+    base, remote = experiment.model.name_or_path, experiment.model.trust_remote_code
+    if experiment.trains_reranker() and not _is_reranker(base, remote=remote):
+        base = _section(experiment).retriever or base  # what a reranker is to make better
+    models = {"base": base}
     if tuned.is_dir():
         models["tuned"] = str(tuned)
     elif experiment.train is not None:
@@ -122,12 +145,17 @@ def _models(experiment: Experiment) -> dict[str, str]:
     return models
 
 
+def _is_reranker(name: str, *, remote: bool) -> bool:
+    return "reranker" in teacher_kind(name, trust_remote_code=remote)
+
+
 def _reads(experiment: Experiment, config: EvaluateConfig, evaluation: Evaluation) -> Reads:
     models = _models(experiment)
     encoding = encoding_reads(experiment, *models.values())
     return {
         **encoding,
         "weights": dict(zip(models, encoding["weights"], strict=True)),
+        **({"max_len": max_seq_length(experiment)} if experiment.trains_reranker() else {}),
         "queries": evaluation.queries.fingerprint,
         "corpus": evaluation.corpus.fingerprint,
         "qrels": fingerprint(evaluation.qrels),
@@ -137,21 +165,66 @@ def _reads(experiment: Experiment, config: EvaluateConfig, evaluation: Evaluatio
 
 
 def _judge(experiment: Experiment, config: EvaluateConfig, evaluation: Evaluation, model: str) -> Judged:
+    if experiment.trains_reranker() and model != config.retriever:
+        return _judge_reranker(experiment, config, evaluation, model)
+    asked = retriever(experiment) if experiment.trains_reranker() else experiment
     wanted = [Wanted(evaluation.queries, "query"), Wanted(evaluation.corpus, "passage")]
-    queries, passages = encode_stores(experiment, wanted, model=model)
-    k = max(*config.k_values, _metric_k(config))
+    queries, passages = encode_stores(asked, wanted, model=model)
+    k = max(*config.k_values, _metric_k(config), config.rerank_top_k if experiment.trains_reranker() else 1)
     tops = ShardTops(
-        search_shards(experiment, queries, passages, k, use_gpu=experiment.ray.use_gpu, exact=True), evaluation.corpus
+        search_shards(asked, queries, passages, k, use_gpu=asked.ray.use_gpu, exact=True), evaluation.corpus
     )
+    merged = [
+        ranking
+        for part in evaluation.queries.parts
+        for ranking in tops.merged(part.first_row, part.first_row + part.num_rows, k)
+    ]
+
+    def scores(pairs: Sequence[tuple[int, str]]) -> NDArray[np.float32]:
+        found = passages.take(evaluation.corpus.find_ids([passage_id for _, passage_id in pairs]))
+        products: NDArray[np.float32] = np.sum(queries.take(np.array([row for row, _ in pairs])) * found, axis=1)
+        return products
+
+    return _judged(config, evaluation, merged, scores)
+
+
+def _judge_reranker(experiment: Experiment, config: EvaluateConfig, evaluation: Evaluation, model: str) -> Judged:
+    """The retriever's best passages in the order of the reranker; the others are in no ranking."""
+    assert config.retriever is not None
+    found, corpus = _judge(experiment, config, evaluation, config.retriever), evaluation.corpus
+    ids = _all_ids(evaluation)
+    best = [[name for name, _ in found.rankings[query_id][: config.rerank_top_k]] for query_id in ids]
+    ask = partial(pair_scores, experiment, model, evaluation.queries, corpus)
+    rows_of = [corpus.find_ids(names) for names in best]
+    merged = []
+    for rows, own in zip(rows_of, ask(rows_of), strict=True):
+        order = np.argsort(-own, kind="stable")  # ties stay in the retriever's order
+        merged.append((own[order], rows[order]))
+
+    def scores(pairs: Sequence[tuple[int, str]]) -> NDArray[np.float32]:
+        asked: list[list[int]] = [[] for _ in ids]
+        for place, (row, _) in enumerate(pairs):
+            asked[row].append(place)
+        rows = corpus.find_ids([passage_id for _, passage_id in pairs])
+        answers = np.empty(len(pairs), np.float32)
+        answers[np.concatenate(asked).astype(np.int64)] = np.concatenate(ask([rows[places] for places in asked]))
+        return answers
+
+    return _judged(config, evaluation, merged, scores)
+
+
+def _judged(
+    config: EvaluateConfig,
+    evaluation: Evaluation,
+    merged: Sequence[Top],
+    scores: Callable[[Sequence[tuple[int, str]]], NDArray[np.float32]],
+) -> Judged:
     rankings: dict[str, Ranking] = {}
-    for part in evaluation.queries.parts:
-        ids = evaluation.queries.take(np.arange(part.first_row, part.first_row + part.num_rows), ["id"])
-        merged = tops.merged(part.first_row, part.first_row + part.num_rows, k)
-        for query_id, (scores, rows) in zip(ids.column("id").to_pylist(), merged, strict=True):
-            passage_ids = evaluation.corpus.take(rows, ["id"]).column("id").to_pylist()
-            rankings[query_id] = list(zip(passage_ids, scores.tolist(), strict=True))
-    means, per_query = evaluate_rankings(_ranked(rankings), evaluation.qrels, [*config.k_values, _metric_k(config)])
-    return Judged(rankings, means, per_query, queries, passages)
+    for query_id, (best, rows) in zip(_all_ids(evaluation), merged, strict=True):
+        passage_ids = evaluation.corpus.take(rows, ["id"]).column("id").to_pylist()
+        rankings[query_id] = list(zip(passage_ids, best.tolist(), strict=True))
+    means, per_query = evaluate_rankings(_ranked(rankings), evaluation.qrels, _cut_offs(config))
+    return Judged(rankings, means, per_query, scores)
 
 
 def _similarities(evaluation: Evaluation, judged: dict[str, Judged]) -> dict[str, Any] | None:
@@ -173,20 +246,18 @@ def _similarities(evaluation: Evaluation, judged: dict[str, Judged]) -> dict[str
     if not pairs["negatives"]:
         return None
 
-    def scores(model: Judged, kind: str) -> NDArray[np.float32]:
-        queries = model.queries.take(np.array([row for row, _ in pairs[kind]]))
-        passages = model.passages.take(evaluation.corpus.find_ids([passage_id for _, passage_id in pairs[kind]]))
-        products: NDArray[np.float32] = np.sum(queries * passages, axis=1)
-        return products
-
     return {
-        name: similarity_summary(scores(model, "positives"), scores(model, "negatives"))
+        name: similarity_summary(model.scores(pairs["positives"]), model.scores(pairs["negatives"]))
         for name, model in judged.items()
     }
 
 
 def _ranked(rankings: dict[str, Ranking]) -> dict[str, list[str]]:
     return {query_id: [passage_id for passage_id, _ in ranking] for query_id, ranking in rankings.items()}
+
+
+def _cut_offs(config: EvaluateConfig) -> list[int]:
+    return [*config.k_values, _metric_k(config)]
 
 
 def _metric_k(config: EvaluateConfig) -> int:
@@ -197,13 +268,21 @@ def _all_ids(evaluation: Evaluation) -> list[str]:
     return [str(i) for table in evaluation.queries.iter_parts(["id"]) for i in table.column("id").to_pylist()]
 
 
-def _write(config: EvaluateConfig, evaluation: Evaluation, judged: dict[str, Judged], folder: Path, seed: int) -> None:
+def _write(
+    config: EvaluateConfig,
+    evaluation: Evaluation,
+    judged: dict[str, Judged],
+    folder: Path,
+    seed: int,
+    heads: dict[str, dict[str, dict[str, float]]],
+) -> None:
     metric = config.significance_metric
     metrics: dict[str, Any] = {name: model.means for name, model in judged.items()}
     metrics |= {
         "metric": metric,
         **query_counts(_ranked(judged["base"].rankings), evaluation.qrels),
         "num_passages": evaluation.corpus.num_rows,
+        **({"heads": heads} if heads else {}),
     }
     for name, model in judged.items():
         write_run(folder / f"{name}.trec", model.rankings, tag=f"rayembed-{name}")

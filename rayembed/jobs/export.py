@@ -3,11 +3,13 @@
 import json
 import logging
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from jinja2 import Environment, PackageLoader
 from numpy.typing import NDArray
 
@@ -21,12 +23,14 @@ from rayembed.models.encoding import DTYPES
 from rayembed.models.export import max_seq_length, prompt_suffix, prompts
 from rayembed.models.families import FAMILIES
 from rayembed.models.loading import pooling_of, weights_fingerprint
-from rayembed.models.probe import least_cosine, read_probe
+from rayembed.models.probe import least_cosine, read_probe, reranker_section
+from rayembed.models.rerankers import load_reranker
 
 logger = logging.getLogger(__name__)
 LEAST_COSINE = 0.9999
 FLAG_POOLINGS = ("cls", "mean")  # FlagEmbedding's encoder class never returns with last_token
 LEAST_COSINE_HALF = 0.999  # weights rounded to 16 bits
+LARGEST, LARGEST_HALF = 1e-4, 0.05  # difference of a reranker's scores, as a share of the largest of them
 
 
 class ExportError(RuntimeError):
@@ -52,14 +56,14 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     model = out / "model"
     if not model.is_dir():
         raise ValueError(f"{model} is not there; run `rayembed train` first")
-    cosine = check_vectors(model, out / "train", LEAST_COSINE)
-    logger.info("export: %s gives the vectors of training, least cosine %.6f", model, cosine)
-    write_atomic(model / "README.md", card(experiment, out, cosine).encode())
+    agreement = check(experiment, model)
+    logger.info("export: %s gives what training gave, %s", model, agreement)
+    write_atomic(model / "README.md", card(experiment, out, agreement).encode())
     for name in config.formats:
 
         def write(folder: Path, name: str = name) -> None:
-            _write_format(model, folder, DTYPES[name], trust_remote_code=experiment.model.trust_remote_code)
-            check_vectors(folder, out / "train", LEAST_COSINE_HALF)
+            _write_format(experiment, model, folder, DTYPES[name])
+            check(experiment, folder, half=True)
 
         written_once(out / f"model-{name}", {"weights": weights_fingerprint(str(model))}, write, overwrite=overwrite)
     return model
@@ -72,14 +76,47 @@ def plan(experiment: Experiment) -> str:
     return f"export: check of {Path(experiment.output_dir) / 'model'}, model card, formats {formats}"
 
 
-def check_vectors(folder: Path, train_folder: Path, least: float) -> float:
+def check(experiment: Experiment, folder: Path, *, half: bool = False) -> str:
+    """How well an exported folder agrees with training, in words.
+
+    Args:
+        experiment: its family says what is compared: vectors in sentence-transformers, or scores.
+        folder: the model.
+        half: its weights were rounded to 16 bits.
+
+    Raises:
+        ExportError: it does not agree.
+    """
+    pairs, trained = read_probe(Path(experiment.output_dir) / "train")
+    if experiment.trains_reranker():
+        difference = _check_scores(experiment, folder, pairs, trained, LARGEST_HALF if half else LARGEST)
+        return f"largest difference of a score {difference:.2g}"
+    least = LEAST_COSINE_HALF if half else LEAST_COSINE
+    return f"least cosine {check_vectors(folder, pairs, trained, least):.6f}"
+
+
+def _check_scores(
+    experiment: Experiment, folder: Path, pairs: list[tuple[str, str]], trained: NDArray[np.float32], largest: float
+) -> float:
+    config = reranker_section(experiment, str(folder))
+    reranker = load_reranker(config, config.kind, device=torch.device("cpu"))
+    found = reranker.score(pairs, max_len=config.max_len, tokens_per_batch=4096, dtype=torch.float32)
+    difference = float(np.abs(found - trained).max() / max(1.0, float(np.abs(trained).max())))
+    if math.isnan(difference) or difference > largest:
+        raise ExportError(
+            f"{folder}: its scores differ from those of training by up to {difference:.2g} of the largest, above "
+            f"{largest}; the export is wrong, do not use it (and report this)"
+        )
+    return difference
+
+
+def check_vectors(folder: Path, pairs: list[tuple[str, str]], trained: NDArray[np.float32], least: float) -> float:
     """The smallest cosine between the vectors of training and those that sentence-transformers gives on a folder.
 
     Raises:
         ExportError: it is below `least`.
     """
-    texts, trained = read_probe(train_folder)
-    cosine = least_cosine(trained, sentence_transformers_vectors(folder, texts))
+    cosine = least_cosine(trained, sentence_transformers_vectors(folder, [text for pair in pairs for text in pair]))
     if math.isnan(cosine) or cosine < least:
         raise ExportError(
             f"{folder}: the least cosine between its vectors in sentence-transformers and those of training is "
@@ -97,22 +134,19 @@ def sentence_transformers_vectors(folder: Path, texts: list[str]) -> NDArray[np.
     return vectors
 
 
-def _write_format(model: Path, folder: Path, dtype: torch.dtype, *, trust_remote_code: bool) -> None:
-    import shutil
-
-    from transformers import AutoModel
-
+def _write_format(experiment: Experiment, model: Path, folder: Path, dtype: torch.dtype) -> None:
     for path in sorted(model.iterdir()):
         if path.suffix != ".safetensors":
             if path.is_dir():
                 shutil.copytree(path, folder / path.name, dirs_exist_ok=True)  # a killed run left some
             else:
                 shutil.copy2(path, folder / path.name)
-    weights = AutoModel.from_pretrained(str(model), dtype=dtype, trust_remote_code=trust_remote_code)
-    weights.save_pretrained(folder)
+    auto_class = getattr(transformers, FAMILIES[experiment.model.family].backbone)
+    remote = experiment.model.trust_remote_code
+    auto_class.from_pretrained(str(model), dtype=dtype, trust_remote_code=remote).save_pretrained(folder)
 
 
-def card(experiment: Experiment, out: Path, cosine: float) -> str:
+def card(experiment: Experiment, out: Path, agreement: str) -> str:
     """The model card: what it is, what it was trained on and how, what was measured."""
     steps = (out / "train" / "metrics.jsonl").read_text().splitlines()
     environment = Environment(
@@ -132,7 +166,8 @@ def card(experiment: Experiment, out: Path, cosine: float) -> str:
         metrics=_metrics(out),
         steps=len(steps),
         last=json.loads(steps[-1]) if steps else {},
-        cosine=cosine,
+        agreement=agreement,
+        reads_pairs=experiment.trains_reranker(),
     )
 
 

@@ -69,16 +69,14 @@ def check_rows(experiment: Experiment, rows: Store, *, coming: tuple[str, ...] =
     assert config is not None
     BatchPlan(rows.num_rows, experiment.global_batch_size(), experiment.seed)
     deepspeed_settings(experiment)
-    negatives = negatives_per_query(
-        config,
-        global_batch_size=experiment.global_batch_size(),
-        num_workers=experiment.ray.num_workers,
-        group_size=group,
-    )
-    if negatives == 0:
+    if negatives_per_query(experiment) == 0:
+        own_group = (
+            ""
+            if experiment.trains_reranker()
+            else (" or train.per_device_train_batch_size, or set train.no_in_batch_neg: false")
+        )
         raise ValueError(
-            "these settings leave no negative at all, and the loss would be 0: raise data.train_group_size or "
-            "train.per_device_train_batch_size, or set train.no_in_batch_neg: false"
+            "these settings leave no negative at all, and the loss would be 0: raise data.train_group_size" + own_group
         )
     if config.knowledge_distillation and group == 1:
         raise ValueError("train.knowledge_distillation needs passages to compare; set data.train_group_size above 1")

@@ -17,7 +17,7 @@ def miner(experiment: Experiment) -> Experiment:
         return experiment
     model = ModelConfig(
         name_or_path=config.model,
-        family=experiment.model.family,
+        family="encoder" if experiment.trains_reranker() else experiment.model.family,
         pooling=config.pooling,
         query_instruction_for_retrieval=config.query_instruction_for_retrieval,
         passage_instruction_for_retrieval=config.passage_instruction_for_retrieval,

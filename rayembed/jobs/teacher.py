@@ -8,7 +8,7 @@ from rayembed.config.model import ModelConfig
 from rayembed.config.score import ScoreConfig
 from rayembed.jobs.vectors import PROMPTS, batching_reads
 from rayembed.models.loading import pooling_of, teacher_kind, weights_fingerprint
-from rayembed.models.rerankers import PROMPT
+from rayembed.models.pairs import PROMPT
 
 
 def teacher_section(experiment: Experiment) -> ScoreConfig:

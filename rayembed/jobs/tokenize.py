@@ -1,6 +1,7 @@
 """Training rows to token ids, ahead of training and outside its processes, one unit a part of the rows."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.units import Unit, Work, run_units
 from rayembed.models.encoding import tokenize
 from rayembed.models.families import FAMILIES
-from rayembed.models.loading import check_length, load_tokenizer, tokenizer_fingerprint
+from rayembed.models.loading import check_length, tokenizer_fingerprint, tokenizer_of
+from rayembed.models.pairs import pair_layout
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class Tokenized:
 def tokenize_rows(experiment: Experiment, rows: Store) -> Tokenized:
     """Tokenises what is not in the cache."""
     model, data = experiment.model, experiment.data
-    for side, length in (("query", data.query_max_len), ("passage", data.passage_max_len)):
-        check_length(model.name_or_path, length, f"data.{side}_max_len", trust_remote_code=model.trust_remote_code)
+    for setting, length in longest_texts(experiment).items():
+        check_length(model.name_or_path, length, setting, trust_remote_code=model.trust_remote_code)
     depends_on = {
         "rows": [rows.fingerprint, rows.layout],
         "tokenizer": tokenizer_fingerprint(model.name_or_path),
@@ -39,6 +41,7 @@ def tokenize_rows(experiment: Experiment, rows: Store) -> Tokenized:
             model.passage_instruction_format,
         ],
         "max_len": [data.query_max_len, data.passage_max_len],
+        "pairs": FAMILIES[model.family].reads == "pairs",
     }
     folder = Path(experiment.cache()) / f"tokens-{fingerprint(depends_on)}"
     units = [Unit(f"{i:05d}", part.num_rows, {"part": i}) for i, part in enumerate(rows.parts)]
@@ -54,6 +57,14 @@ def tokenize_rows(experiment: Experiment, rows: Store) -> Tokenized:
     return Tokenized(folder, tuple(unit.name for unit in units), sums)
 
 
+def longest_texts(experiment: Experiment) -> dict[str, int]:
+    """Tokens of the longest texts that the model is trained on, by the settings that say so."""
+    query, passage = experiment.data.query_max_len, experiment.data.passage_max_len
+    if experiment.trains_reranker():
+        return {"data.query_max_len + data.passage_max_len": query + passage}
+    return {"data.query_max_len": query, "data.passage_max_len": passage}
+
+
 class TokenizeWorker:
     """Holds the tokenizer."""
 
@@ -61,11 +72,12 @@ class TokenizeWorker:
         self._experiment = received(experiment)
         model = self._experiment.model
         self._rows = Store.open(Path(rows))
-        self._tokenizer = load_tokenizer(
-            model.name_or_path,
-            padding_side=FAMILIES[model.family].padding_side,
-            trust_remote_code=model.trust_remote_code,
-        )
+        self._tokenizer = tokenizer_of(model)
+        data = self._experiment.data
+        self._lengths, self._special = (data.query_max_len, data.passage_max_len), True
+        if FAMILIES[model.family].reads == "pairs":
+            layout = pair_layout(self._tokenizer, self._experiment)
+            self._lengths, self._special = (layout.query_max_len, layout.passage_max_len), False
 
     def __call__(self, spec: dict[str, Any], name: str, folder: Path) -> dict[str, int]:
         """Writes one part."""
@@ -74,7 +86,7 @@ class TokenizeWorker:
             folder,
             name,
             model=self._experiment.model,
-            tokenize=lambda texts, max_len: tokenize(self._tokenizer, texts, max_len),
-            query_max_len=self._experiment.data.query_max_len,
-            passage_max_len=self._experiment.data.passage_max_len,
+            tokenize=partial(tokenize, self._tokenizer, special_tokens=self._special),
+            query_max_len=self._lengths[0],
+            passage_max_len=self._lengths[1],
         )

@@ -23,10 +23,14 @@ from rayembed.jobs.inputs import check_rows, planned_rows, training_rows
 from rayembed.jobs.session import log_from_worker, ray_session
 from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.tokenize import Tokenized, tokenize_rows
-from rayembed.models.loading import pooling_of, weights_fingerprint
+from rayembed.models.adapters import check_adapter
+from rayembed.models.guide import check_guide
+from rayembed.models.loading import pooling_of, tokenizer_of, weights_fingerprint
+from rayembed.models.pairs import pair_layout
 from rayembed.training.objective import negatives_per_query
 
 logger = logging.getLogger(__name__)
+OF_FAMILIES = ("m3", "lora", "reranker")  # sections that change what is trained
 
 
 class TrainingError(RuntimeError):
@@ -50,6 +54,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     _section(experiment)
     rows, _ = training_rows(experiment, after=("score", "mine"))
     check_rows(experiment, rows)
+    check_model(experiment)
     final = Path(experiment.output_dir) / "train"
 
     def write(folder: Path) -> None:
@@ -72,12 +77,7 @@ def plan(experiment: Experiment) -> str:
         max_steps=config.max_steps,
         accumulation=config.gradient_accumulation_steps,
     )
-    negatives = negatives_per_query(
-        config,
-        global_batch_size=batches.global_batch_size,
-        num_workers=experiment.ray.num_workers,
-        group_size=experiment.data.train_group_size,
-    )
+    negatives = negatives_per_query(experiment)
     where = state(Path(experiment.output_dir) / "train", _reads(experiment, rows))
     return (
         f"train: {rows.num_rows:,} rows of {source}, {batches.batches_per_epoch:,} batches of "
@@ -85,6 +85,20 @@ def plan(experiment: Experiment) -> str:
         f"{total // config.gradient_accumulation_steps:,} steps, {negatives:,} negatives a query; "
         f"{estimates.training(experiment, rows, total)}; {where}"
     )
+
+
+def check_model(experiment: Experiment) -> None:
+    """Refuses a model that these settings cannot train, before a worker starts.
+
+    Raises:
+        ValueError: the guide, the adapter or the layout of pairs does not fit; names the setting.
+        FileNotFoundError: a folder of the settings is not there.
+    """
+    check_guide(experiment)
+    if experiment.lora is not None:
+        check_adapter(experiment.lora)
+    if experiment.trains_reranker():
+        pair_layout(tokenizer_of(experiment.model), experiment)
 
 
 def _section(experiment: Experiment) -> TrainConfig:
@@ -106,6 +120,7 @@ def _reads(experiment: Experiment, rows: Store) -> Reads:
         },
         "train": {key: value for key, value in asdict(config).items() if key not in not_the_result},
         "deepspeed": deepspeed_settings(experiment),
+        **{name: asdict(found) for name in OF_FAMILIES if (found := getattr(experiment, name)) is not None},
         "num_workers": experiment.ray.num_workers,
         "seed": experiment.seed,
     }
@@ -154,10 +169,10 @@ def _fit(experiment: Experiment, tokens: Tokenized, rows: Store, folder: Path) -
         ) from error
 
 
-def _probe_texts(experiment: Experiment, rows: Store) -> list[str]:
+def _probe_texts(experiment: Experiment, rows: Store) -> list[tuple[str, str]]:
     count = experiment.export.probe_texts if experiment.export is not None else 64
     first = rows.read_part(0, ["query", "pos"]).slice(0, count // 2).to_pylist()
-    return [text for row in first for text in (row["query"], row["pos"][0])]
+    return [(row["query"], row["pos"][0]) for row in first]
 
 
 def _cause(error: BaseException) -> str:
@@ -195,7 +210,7 @@ def _worker(settings: dict[str, Any]) -> None:
         parts=tuple(settings["parts"]),
         train_folder=Path(settings["train_folder"]),
         model_folder=Path(settings["model_folder"]),
-        probe_texts=tuple(settings["probe_texts"]),
+        probe_texts=tuple(map(tuple, settings["probe_texts"])),
     )
     if checkpoint is None:
         train(experiment, worker, resume_from=None, checkpoint=save)

@@ -19,8 +19,7 @@ from rayembed.jobs.shipping import absolute, received, shipped
 from rayembed.jobs.units import Unit, Work, run_units
 from rayembed.jobs.vector_files import Vectors, part_name, rows_of_parts, save_part
 from rayembed.models.encoding import encode, resolve_dtype, resolve_tokens_per_batch
-from rayembed.models.families import FAMILIES
-from rayembed.models.loading import check_length, load_embedder, load_tokenizer, pooling_of, weights_fingerprint
+from rayembed.models.loading import check_length, load_embedder, pooling_of, tokenizer_of, weights_fingerprint
 
 PROMPTS = (  # settings of the model that its vectors depend on
     "normalize_embeddings",
@@ -62,6 +61,7 @@ def encoding_reads(experiment: Experiment, *names: str) -> dict[str, Any]:
         "model": {key: settings[key] for key in PROMPTS},
         "max_len": [experiment.max_len("query"), experiment.max_len("passage")],
         "dtype": experiment.encode.dtype,
+        **({"bidirectional": True} if experiment.model.bidirectional else {}),
     }
 
 
@@ -157,9 +157,7 @@ class EncodeWorker:
         config = self._experiment.model
         name = None if model == config.name_or_path else model
         self._model = load_embedder(config, name_or_path=name).to(self._device)
-        self._tokenizer = load_tokenizer(
-            model, padding_side=FAMILIES[config.family].padding_side, trust_remote_code=config.trust_remote_code
-        )
+        self._tokenizer = tokenizer_of(config, name_or_path=name)
         self._dtype = resolve_dtype(self._experiment.encode.dtype, self._device)
 
     def __call__(self, spec: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:

@@ -2,58 +2,99 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rayembed.models.decoders import positions
 from rayembed.models.pooling import POOLINGS
+
+
+class Chunk(NamedTuple):
+    """Texts padded to one length. Shapes: n texts, t tokens."""
+
+    ids: Tensor
+    """[n, t] int64."""
+
+    mask: Tensor
+    """[n, t] int64: 1 token, 0 padding."""
+
+    types: Tensor | None = None
+    """[n, t] int64, of pairs: which text a token is of. None: not read."""
+
+    def to(self, device: torch.device) -> "Chunk":
+        """The same chunk on a device, copied while the device goes on working."""
+        types = None if self.types is None else self.types.to(device, non_blocking=True)
+        return Chunk(self.ids.to(device, non_blocking=True), self.mask.to(device, non_blocking=True), types)
+
+    def pinned(self) -> "Chunk":
+        """The same chunk in memory that a GPU copies from by itself."""
+        return Chunk(
+            self.ids.pin_memory(), self.mask.pin_memory(), None if self.types is None else self.types.pin_memory()
+        )
 
 
 @dataclass(frozen=True)
 class TokenBatch:
     """Texts as padded chunks. `order[i]` is the row of text i in the chunks put one after the other."""
 
-    chunks: tuple[tuple[Tensor, Tensor], ...]
-    """(input_ids [n, t] int64, attention_mask [n, t] int64) of each chunk."""
+    chunks: tuple[Chunk, ...]
 
     order: Tensor
     """[N] int64."""
 
     def to(self, device: torch.device) -> "TokenBatch":
         """The same batch on a device, copied while the device goes on working."""
-        chunks = tuple(
-            (ids.to(device, non_blocking=True), mask.to(device, non_blocking=True)) for ids, mask in self.chunks
-        )
-        return TokenBatch(chunks, self.order.to(device, non_blocking=True))
+        return TokenBatch(tuple(chunk.to(device) for chunk in self.chunks), self.order.to(device, non_blocking=True))
+
+    def pinned(self) -> "TokenBatch":
+        """The same batch in memory that a GPU copies from by itself."""
+        return TokenBatch(tuple(chunk.pinned() for chunk in self.chunks), self.order)
 
     @property
     def num_tokens(self) -> int:
         """Tokens without padding."""
-        return sum(int(mask.sum()) for _, mask in self.chunks)
+        return sum(int(chunk.mask.sum()) for chunk in self.chunks)
 
     @property
     def num_slots(self) -> int:
         """Tokens with padding: what the arithmetic pays for."""
-        return sum(mask.numel() for _, mask in self.chunks)
+        return sum(chunk.mask.numel() for chunk in self.chunks)
 
 
 class Embedder(nn.Module):
     """An encoder whose output is one vector a text."""
 
-    def __init__(self, backbone: nn.Module, *, pooling: str, normalize: bool) -> None:
+    def __init__(self, backbone: nn.Module, *, pooling: str, normalize: bool, told_positions: bool = False) -> None:
+        """Takes the parts.
+
+        Args:
+            backbone: of transformers.
+            pooling: a key of POOLINGS.
+            normalize: scale vectors to length 1.
+            told_positions: give the backbone each token's position: it would count padding on the left.
+        """
         super().__init__()
         self.backbone = backbone
         self.pooling = pooling
         self.normalize = normalize
+        self.told_positions = told_positions
 
     def embed(self, batch: TokenBatch) -> Tensor:
         """Vectors [N, D] in float32, in the order of the texts."""
-        vectors = [self._embed_chunk(ids, mask) for ids, mask in batch.chunks]
+        vectors = [self.pool(self.hidden(chunk), chunk.mask) for chunk in batch.chunks]
         return torch.cat(vectors)[batch.order]
 
-    def _embed_chunk(self, ids: Tensor, mask: Tensor) -> Tensor:
-        hidden = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+    def hidden(self, chunk: Chunk) -> Tensor:
+        """Token vectors [n, t, H] of the backbone's last layer."""
+        told = {"position_ids": positions(chunk.mask)} if self.told_positions else {}
+        hidden: Tensor = self.backbone(input_ids=chunk.ids, attention_mask=chunk.mask, **told).last_hidden_state
+        return hidden
+
+    def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Vectors [n, D] in float32 out of token vectors."""
         vectors = POOLINGS[self.pooling](hidden, mask).float()
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
@@ -65,6 +106,7 @@ class Embedder(nn.Module):
 def pad_chunks(
     texts: Sequence[Sequence[int]],
     *,
+    types: Sequence[Sequence[int]] | None = None,
     pad_token: int,
     padding_side: str,
     pad_to_multiple_of: int | None = None,
@@ -75,6 +117,7 @@ def pad_chunks(
 
     Args:
         texts: token ids of each text, special tokens included; at least one text, none empty.
+        types: of each text, the types of its tokens. None: they have none.
         pad_token: id that fills the padding.
         padding_side: left or right.
         pad_to_multiple_of: chunks' lengths are rounded up to this. None: not rounded.
@@ -89,7 +132,10 @@ def pad_chunks(
         count = min(texts_per_chunk or len(texts), len(descending) - start)
         if tokens_per_chunk is not None:
             count = max(1, min(count, tokens_per_chunk // length))
-        chunks.append(_pad([texts[i] for i in descending[start : start + count]], length, pad_token, padding_side))
+        rows = descending[start : start + count]
+        ids, mask = _pad([texts[i] for i in rows], length, pad_token, padding_side)
+        kinds = None if types is None else _pad([types[i] for i in rows], length, 0, padding_side)[0]
+        chunks.append(Chunk(ids, mask, kinds))
         start += count
     order = torch.empty(len(texts), dtype=torch.long)
     order[torch.tensor(descending)] = torch.arange(len(texts))

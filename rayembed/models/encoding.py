@@ -34,10 +34,17 @@ def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_len: int) -> list[list[int]]:
-    """Token ids with special tokens, cut to `max_len`."""
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_len: int, *, special_tokens: bool = True
+) -> list[list[int]]:
+    """Token ids, with special tokens if wanted, cut to `max_len`."""
     ids: list[list[int]] = tokenizer(
-        list(texts), truncation=True, max_length=max_len, return_attention_mask=False, return_token_type_ids=False
+        list(texts),
+        truncation=True,
+        max_length=max_len,
+        add_special_tokens=special_tokens,
+        return_attention_mask=False,
+        return_token_type_ids=False,
     )["input_ids"]
     return ids
 

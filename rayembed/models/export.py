@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,25 @@ from rayembed.config import Experiment
 from rayembed.config.model import ModelConfig
 from rayembed.models.embedder import Embedder
 from rayembed.models.loading import POOLING_FLAGS, dropout_keys, load_config
+from rayembed.models.pair_scorer import PairScorer
 
 
 def max_seq_length(experiment: Experiment) -> int:
-    """Tokens that the exported model keeps of a text: the longest that it was trained or evaluated with."""
+    """Tokens that the exported model keeps of a text, or of a pair: the longest it was trained or evaluated with."""
+    if experiment.trains_reranker():
+        return experiment.data.query_max_len + experiment.data.passage_max_len
     trained = max(experiment.data.query_max_len, experiment.data.passage_max_len)
     return max(trained, experiment.max_len("query"), experiment.max_len("passage"))
 
 
-def save_embedder(model: Embedder, tokenizer: PreTrainedTokenizerBase, experiment: Experiment, folder: Path) -> None:
+def save_embedder(
+    model: Embedder,
+    tokenizer: PreTrainedTokenizerBase,
+    experiment: Experiment,
+    folder: Path,
+    *,
+    further: Callable[[Path], None] | None = None,
+) -> None:
     """Writes weights, tokenizer and the sentence-transformers files; the folder appears whole.
 
     Args:
@@ -27,11 +38,38 @@ def save_embedder(model: Embedder, tokenizer: PreTrainedTokenizerBase, experimen
         tokenizer: of the model.
         experiment: pooling, normalisation, prompts and lengths.
         folder: is replaced if it is there.
+        further: writes more into the folder before it appears. None: there is no more.
     """
+    backbone: Any = model.backbone
+    dimension = int(backbone.config.hidden_size)
+    files = sentence_transformers_files(model, experiment, dimension=dimension)
+    _save(backbone, tokenizer, experiment, folder, files, further)
+
+
+def save_reranker(model: PairScorer, tokenizer: PreTrainedTokenizerBase, experiment: Experiment, folder: Path) -> None:
+    """Writes weights and tokenizer; the folder appears whole.
+
+    Args:
+        model: with all its weights in this process.
+        tokenizer: of the model.
+        experiment: lengths.
+        folder: is replaced if it is there.
+    """
+    _save(model.backbone, tokenizer, experiment, folder, {})
+
+
+def _save(
+    backbone: Any,  # noqa: ANN401 - of transformers
+    tokenizer: PreTrainedTokenizerBase,
+    experiment: Experiment,
+    folder: Path,
+    files: dict[str, Any],
+    further: Callable[[Path], None] | None = None,
+) -> None:
+    """The folder of a model of transformers, with further JSON files."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    backbone: Any = model.backbone
     if experiment.model.dropout is not None:  # the experiment's dropout is for training; the checkpoint's stays its own
         original = load_config(experiment.model.name_or_path, trust_remote_code=experiment.model.trust_remote_code)
         for key in dropout_keys(original):
@@ -39,12 +77,12 @@ def save_embedder(model: Embedder, tokenizer: PreTrainedTokenizerBase, experimen
     backbone.save_pretrained(partial)
     tokenizer.model_max_length = max_seq_length(experiment)
     tokenizer.save_pretrained(partial)
-    for name, content in sentence_transformers_files(
-        model, experiment, dimension=int(backbone.config.hidden_size)
-    ).items():
+    for name, content in files.items():
         path = partial / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content, indent=2) + "\n")
+    if further is not None:
+        further(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
 

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig,
 from transformers.utils.hub import cached_file
 
 from rayembed.config.model import ModelConfig
+from rayembed.models.decoders import append_eos, set_bidirectional, takes_positions
 from rayembed.models.embedder import Embedder
 from rayembed.models.families import FAMILIES
 
@@ -142,8 +144,22 @@ def check_length(name_or_path: str, length: int, setting: str, *, trust_remote_c
         )
 
 
-def load_tokenizer(name_or_path: str, *, padding_side: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name_or_path: str,
+    *,
+    padding_side: str,
+    trust_remote_code: bool = False,
+    causal: bool = False,
+    ends_texts: bool = False,
+) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer.
+
+    Args:
+        name_or_path: of the checkpoint.
+        padding_side: left or right.
+        trust_remote_code: run Python code that comes with it.
+        causal: of a decoder: one without a padding token pads with the unknown or the eos token (FlagEmbedding's rule).
+        ends_texts: make it put a token after every text, whose vector is the text's.
 
     Raises:
         ValueError: it has no padding token.
@@ -151,9 +167,25 @@ def load_tokenizer(name_or_path: str, *, padding_side: str, trust_remote_code: b
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
         resolve(name_or_path), padding_side=padding_side, trust_remote_code=trust_remote_code
     )
+    if ends_texts:
+        append_eos(tokenizer)
+    if causal and tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         raise ValueError(f"the tokenizer of {name_or_path} has no padding token")
     return tokenizer
+
+
+def tokenizer_of(config: ModelConfig, *, name_or_path: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of the experiment's model, or of another of its family."""
+    family = FAMILIES[config.family]
+    return load_tokenizer(
+        name_or_path or config.name_or_path,
+        padding_side=family.padding_side,
+        trust_remote_code=config.trust_remote_code,
+        causal=family.causal,
+        ends_texts=family.causal and family.reads == "texts",
+    )
 
 
 def load_embedder(config: ModelConfig, *, name_or_path: str | None = None) -> Embedder:
@@ -164,16 +196,37 @@ def load_embedder(config: ModelConfig, *, name_or_path: str | None = None) -> Em
         name_or_path: weights in place of the experiment's (a miner, a teacher, the tuned model), with its own pooling
             where its folder names one. None: the experiment's.
     """
+    backbone = load_backbone(config, AutoModel, name_or_path=name_or_path)
+    pooling = pooling_of(config) if name_or_path is None else _stored_pooling(name_or_path) or pooling_of(config)
+    return as_embedder(config, backbone, pooling=pooling)
+
+
+def as_embedder(config: ModelConfig, backbone: nn.Module, *, pooling: str) -> Embedder:
+    """A backbone as an embedder of the experiment's family, in evaluation mode."""
+    family = FAMILIES[config.family]
+    if config.bidirectional:
+        set_bidirectional(backbone)
+    told = family.causal and takes_positions(backbone)
+    return Embedder(backbone, pooling=pooling, normalize=config.normalize_embeddings, told_positions=told).eval()
+
+
+def load_backbone(
+    config: ModelConfig,
+    auto_class: Any,  # noqa: ANN401 - transformers' Auto classes have no class in common
+    *,
+    name_or_path: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """A model of transformers with float32 weights, the experiment's dropout, and `settings` in its configuration."""
     name = name_or_path or config.name_or_path
-    settings = load_config(name, trust_remote_code=config.trust_remote_code)
-    if config.dropout is not None:
-        for key in dropout_keys(settings):
-            setattr(settings, key, config.dropout)
-    backbone: nn.Module = AutoModel.from_pretrained(
-        resolve(name), config=settings, dtype=torch.float32, trust_remote_code=config.trust_remote_code
+    found = load_config(name, trust_remote_code=config.trust_remote_code)
+    dropout = dict.fromkeys(dropout_keys(found), config.dropout) if config.dropout is not None else {}
+    for key, value in {**dropout, **(settings or {})}.items():
+        setattr(found, key, value)
+    backbone: nn.Module = auto_class.from_pretrained(
+        resolve(name), config=found, dtype=torch.float32, trust_remote_code=config.trust_remote_code
     )
-    pooling = pooling_of(config) if name_or_path is None else _stored_pooling(name) or pooling_of(config)
-    return Embedder(backbone, pooling=pooling, normalize=config.normalize_embeddings).eval()
+    return backbone
 
 
 def dropout_keys(settings: PretrainedConfig) -> list[str]:
@@ -186,22 +239,28 @@ def dropout_keys(settings: PretrainedConfig) -> list[str]:
 
 
 def prepare_for_training(
-    model: Embedder, *, family: str, fix_position_embedding: bool, gradient_checkpointing: bool
+    model: nn.Module,
+    *,
+    family: str,
+    fix_position_embedding: bool,
+    gradient_checkpointing: bool,
+    fix_encoder: bool = False,
 ) -> None:
-    """Freezes what gets no gradient (the pooler head, position embeddings on wish) and turns checkpointing on."""
-    for name, parameter in model.backbone.named_parameters():
+    """Freezes what gets no gradient (the pooler head; on wish position embeddings, or the encoder); checkpointing."""
+    backbone: Any = model.backbone
+    for name, parameter in backbone.named_parameters():
         unused = name.startswith("pooler.")
         fixed = fix_position_embedding and FAMILIES[family].position_embeddings in name
-        parameter.requires_grad_(not (unused or fixed))
+        if unused or fixed or fix_encoder:  # what an adapter froze stays so
+            parameter.requires_grad_(False)
     if gradient_checkpointing:
-        backbone: Any = model.backbone
         backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
 
 
 def weights_fingerprint(name_or_path: str) -> str:
     """16 hex digits that change with any file of the checkpoint that vectors depend on; for a hub id, its commit."""
-    return _fingerprint(name_or_path, {".safetensors", ".bin", ".json", ".txt", ".model", ".py"})
+    return _fingerprint(name_or_path, {".safetensors", ".bin", ".pt", ".json", ".txt", ".model", ".py"})
 
 
 def tokenizer_fingerprint(name_or_path: str) -> str:

@@ -1,47 +1,75 @@
-"""Vectors of a few texts in the training process, against which every export is checked."""
+"""What the trained model gives for a few texts in the training process, against which every export is checked."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rayembed.config import Experiment
+from rayembed.config.families import RerankerConfig
+from rayembed.config.score import ScoreConfig
 from rayembed.models.embedder import Embedder
 from rayembed.models.encoding import encode
 from rayembed.models.export import max_seq_length
+from rayembed.models.pair_scorer import PairScorer
+from rayembed.models.rerankers import Reranker
+
+TOKENS_PER_BATCH = 4096
 
 
-def probe_vectors(
-    model: Embedder, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], experiment: Experiment
+def probe(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]], experiment: Experiment
 ) -> NDArray[np.float32]:
-    """Vectors [N, D] in float32 of texts as they are, without prompts, cut to the exported model's length."""
-    return encode(
-        model,
-        tokenizer,
-        texts,
+    """What the model gives in float32, of texts as they are, without instructions, cut to the exported model's length.
+
+    Args:
+        model: an embedder or a pair scorer.
+        tokenizer: of the model.
+        pairs: N queries, each with a passage.
+        experiment: lengths.
+
+    Returns:
+        An embedder's vectors [2 N, D] of each query and its passage; a reranker's scores [N].
+    """
+    length = max_seq_length(experiment)
+    how: dict[str, Any] = {"max_len": length, "tokens_per_batch": TOKENS_PER_BATCH, "dtype": torch.float32}
+    if isinstance(model, PairScorer):
+        return Reranker(model, tokenizer, reranker_section(experiment, "model")).score(pairs, **how)
+    assert isinstance(model, Embedder)
+    return encode(model, tokenizer, [text for pair in pairs for text in pair], **how)
+
+
+def reranker_section(experiment: Experiment, model: str) -> ScoreConfig:
+    """How a trained reranker is asked; its instructions are those of section model, put before it gets the texts."""
+    return ScoreConfig(
+        model=model,
+        kind="decoder-reranker" if experiment.model.family == "reranker-decoder" else "reranker",
         max_len=max_seq_length(experiment),
-        tokens_per_batch=4096,
-        dtype=torch.float32,
+        prompt=(experiment.reranker or RerankerConfig()).prompt,
+        trust_remote_code=experiment.model.trust_remote_code,
     )
 
 
-def write_probe(folder: Path, texts: Sequence[str], vectors: NDArray[np.float32]) -> None:
-    """Keeps texts and vectors as probe.json and probe.npy."""
-    (folder / "probe.json").write_text(json.dumps(list(texts), ensure_ascii=False))
-    np.save(folder / "probe.npy", vectors)
+def write_probe(folder: Path, pairs: Sequence[tuple[str, str]], found: NDArray[np.float32]) -> None:
+    """Keeps pairs and what the model gives as probe.json and probe.npy."""
+    (folder / "probe.json").write_text(json.dumps(list(pairs), ensure_ascii=False))
+    np.save(folder / "probe.npy", found)
 
 
-def read_probe(folder: Path) -> tuple[list[str], NDArray[np.float32]]:
+def read_probe(folder: Path) -> tuple[list[tuple[str, str]], NDArray[np.float32]]:
     """What `write_probe` kept.
 
     Raises:
         FileNotFoundError: the folder holds no probe.
     """
-    return json.loads((folder / "probe.json").read_text()), np.load(folder / "probe.npy")
+    pairs = [(query, passage) for query, passage in json.loads((folder / "probe.json").read_text())]
+    return pairs, np.load(folder / "probe.npy")
 
 
 def least_cosine(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:

@@ -10,22 +10,22 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
 from rayembed.config import Experiment
 from rayembed.config.deepspeed import deepspeed_settings
 from rayembed.data.plan import BatchPlan, total_batches
 from rayembed.data.tokens import TokenStore
-from rayembed.models.export import save_embedder
 from rayembed.models.families import FAMILIES
-from rayembed.models.loading import load_embedder, load_tokenizer, prepare_for_training
-from rayembed.models.probe import probe_vectors, write_probe
+from rayembed.models.guide import load_guide
+from rayembed.models.loading import prepare_for_training
+from rayembed.models.pairs import pair_layout
+from rayembed.models.probe import probe, write_probe
+from rayembed.models.trained import build_model, build_tokenizer, save_model
 from rayembed.tracking.metrics import MetricsLog
 from rayembed.tracking.progress import Progress
 from rayembed.training.batches import Batch, BatchSource
 from rayembed.training.engine import Engine
-from rayembed.training.objective import contrastive_loss, negatives_per_query
+from rayembed.training.objective import Objective, negatives_per_query
 
 Report = Callable[[Engine, dict[str, int]], None]
 
@@ -41,7 +41,8 @@ class Worker:
     parts: tuple[str, ...]
     train_folder: Path
     model_folder: Path
-    probe_texts: tuple[str, ...]
+    probe_texts: tuple[tuple[str, str], ...]
+    """Queries with a positive of theirs."""
 
 
 def train(experiment: Experiment, worker: Worker, *, resume_from: Path | None, checkpoint: Report) -> None:
@@ -67,12 +68,13 @@ def train(experiment: Experiment, worker: Worker, *, resume_from: Path | None, c
         accumulation=config.gradient_accumulation_steps,
     )
     total_steps = last // config.gradient_accumulation_steps
-    model = load_embedder(experiment.model)
+    model = build_model(experiment)
     prepare_for_training(
         model,
         family=experiment.model.family,
         fix_position_embedding=config.fix_position_embedding,
         gradient_checkpointing=config.gradient_checkpointing,
+        fix_encoder=experiment.m3 is not None and experiment.m3.fix_encoder,
     )
     engine = Engine(model, config, deepspeed_settings(experiment), total_steps=total_steps, device=worker.device)
     done = 0 if resume_from is None else engine.load(resume_from)["step"]
@@ -98,14 +100,15 @@ def _steps(
     config = experiment.train
     assert config is not None
     accumulation = config.gradient_accumulation_steps
+    guide = load_guide(experiment)
+    objective = Objective(experiment, guide=None if guide is None else guide.to(worker.device))
     progress = Progress("train", total_steps, unit="steps", done=done, every_seconds=15)
     meter = _Meter(worker.device)
     batches = source.ahead(done * accumulation, total_steps * accumulation)
     for number, host_batch in enumerate(batches, start=done * accumulation):
         _seed_dropout(experiment.seed, number, worker.rank)
         batch = host_batch.to(worker.device)
-        queries, passages = engine((batch.queries, batch.passages))
-        loss = contrastive_loss(queries, passages, batch.teacher, config, group_size=source.group_size)
+        loss = objective(engine(batch.inputs), batch, step=done)
         engine.backward(loss)
         meter.add(loss, host_batch)
         learning_rate = engine.learning_rate
@@ -124,12 +127,7 @@ def _steps(
             **figures,
             "learning_rate": learning_rate,
             "grad_norm": engine.grad_norm,
-            "negatives_per_query": negatives_per_query(
-                config,
-                global_batch_size=source.plan.global_batch_size,
-                num_workers=worker.world_size,
-                group_size=source.group_size,
-            ),
+            "negatives_per_query": negatives_per_query(experiment),
         }
         if log is not None:
             log.write(figures)
@@ -143,7 +141,8 @@ def batch_source(experiment: Experiment, worker: Worker) -> BatchSource:
     config = experiment.train
     assert config is not None
     tokens = TokenStore(worker.tokens, worker.parts)
-    tokenizer = _tokenizer(experiment)
+    tokenizer = build_tokenizer(experiment)
+    reads_pairs = FAMILIES[experiment.model.family].reads == "pairs"
     return BatchSource(
         tokens=tokens,
         plan=BatchPlan(len(tokens), experiment.global_batch_size(), experiment.seed),
@@ -151,6 +150,7 @@ def batch_source(experiment: Experiment, worker: Worker) -> BatchSource:
         world_size=worker.world_size,
         group_size=experiment.data.train_group_size,
         distill=config.knowledge_distillation,
+        layout=pair_layout(tokenizer, experiment) if reads_pairs else None,
         pad_token=int(tokenizer.pad_token_id),
         padding_side=tokenizer.padding_side,
         pad_to_multiple_of=experiment.data.pad_to_multiple_of,
@@ -171,9 +171,9 @@ class _Meter:
     def add(self, loss: torch.Tensor, batch: Batch) -> None:
         self._losses.append(loss.detach())
         self._counts += (
-            len(batch.queries.order),
-            batch.queries.num_tokens + batch.passages.num_tokens,
-            batch.queries.num_slots + batch.passages.num_slots,
+            batch.num_queries,
+            sum(texts.num_tokens for texts in batch.inputs),
+            sum(texts.num_slots for texts in batch.inputs),
         )
 
     def read(self, world_size: int) -> dict[str, float]:
@@ -200,14 +200,8 @@ def _seed_dropout(seed: int, batch: int, rank: int) -> None:
 
 
 def _opening(experiment: Experiment, source: BatchSource, total_steps: int, done: int) -> str:
-    config, plan = experiment.train, source.plan
-    assert config is not None
-    negatives = negatives_per_query(
-        config,
-        global_batch_size=plan.global_batch_size,
-        num_workers=source.world_size,
-        group_size=source.group_size,
-    )
+    plan = source.plan
+    negatives = negatives_per_query(experiment)
     resumed = f", resumed after step {done:,}" if done else ""
     return (
         f"train: {plan.num_rows:,} rows, batches of {plan.global_batch_size:,} queries on {source.world_size} workers, "
@@ -231,21 +225,11 @@ def _finish(experiment: Experiment, worker: Worker, engine: Engine) -> None:
             tensors = engine.module.state_dict().items()
             weights = {name: tensor.detach().float().cpu().clone() for name, tensor in tensors}
     if worker.rank == 0:
-        model = load_embedder(experiment.model)  # a copy of its own: ZeRO 3 must not be run on one worker alone
+        model = build_model(experiment)  # a copy of its own: ZeRO 3 must not be run on one worker alone
         model.load_state_dict(weights)
-        tokenizer = _tokenizer(experiment)
-        model.to(worker.device)
-        vectors: NDArray[np.float32] = probe_vectors(model, tokenizer, worker.probe_texts, experiment)
-        model.cpu()
-        save_embedder(model, tokenizer, experiment, worker.model_folder)
-        write_probe(worker.train_folder, worker.probe_texts, vectors)
+        tokenizer = build_tokenizer(experiment)
+        found = probe(model.to(worker.device), tokenizer, worker.probe_texts, experiment)
+        save_model(model.cpu(), tokenizer, experiment, worker.model_folder)
+        write_probe(worker.train_folder, worker.probe_texts, found)
     if dist.is_initialized():
         dist.barrier()
-
-
-def _tokenizer(experiment: Experiment) -> PreTrainedTokenizerBase:
-    return load_tokenizer(
-        experiment.model.name_or_path,
-        padding_side=FAMILIES[experiment.model.family].padding_side,
-        trust_remote_code=experiment.model.trust_remote_code,
-    )

@@ -1,46 +1,240 @@
 """The loss of one worker's batch: which passages compete for each query, and which loss judges the scores."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from rayembed.config import Experiment
+from rayembed.config.families import M3Config
 from rayembed.config.train import TrainConfig
-from rayembed.losses import KD_LOSSES, info_nce
-from rayembed.training.gather import first_row, gather_with_grad
+from rayembed.losses import (
+    KD_LOSSES,
+    FourWays,
+    beginnings,
+    by_margin,
+    flops,
+    improved_info_nce,
+    info_nce,
+    m3_loss,
+    pointwise_bce,
+    symmetric_info_nce,
+)
+from rayembed.models.embedder import Embedder
+from rayembed.models.families import FAMILIES
+from rayembed.models.similarity import SIMILARITIES, compacted_sparse
+from rayembed.training.batches import Batch
+from rayembed.training.candidates import Candidates, Texts, of_all_workers
+
+DENSE = SIMILARITIES["dense"]
 
 
-def contrastive_loss(
-    queries: Tensor, passages: Tensor, teacher: Tensor | None, train: TrainConfig, *, group_size: int
+class Objective:
+    """The loss of a batch, by the experiment's family and settings."""
+
+    def __init__(self, experiment: Experiment, *, guide: Embedder | None = None) -> None:
+        """Takes the settings.
+
+        Args:
+            experiment: family, section train and those of families.
+            guide: judges which passages are false negatives. None: the trained model's own scores do.
+        """
+        assert experiment.train is not None
+        self._train, self._temperature = experiment.train, experiment.temperature()
+        self._group_size = experiment.data.train_group_size
+        self._pairs = FAMILIES[experiment.model.family].reads == "pairs"
+        self._m3 = experiment.m3 or M3Config()
+        self._normalize = experiment.model.normalize_embeddings
+        self._guide = guide
+
+    def __call__(self, outputs: Sequence[Any], batch: Batch, *, step: int = 0) -> Tensor:
+        """Mean loss over this worker's queries; the mean over workers is the loss of the global batch.
+
+        Args:
+            outputs: what the model gives for `batch.inputs`.
+            batch: this worker's part.
+            step: steps of the optimiser done.
+        """
+        if self._pairs:
+            return self._of_pairs(outputs[0], batch)
+        queries, passages = ({"dense": out} if isinstance(out, Tensor) else out for out in outputs)
+        candidates = Candidates(
+            self._train,
+            num_queries=batch.num_queries,
+            group_size=self._group_size,
+            device=queries["dense"].device,
+        )
+        gathered = candidates.gather(passages)
+        compared = _Compared(batch, candidates, queries, passages, gathered, allowed=None)
+        compared = replace(compared, allowed=self._allowed(compared))
+        dense = self._dense(compared)
+        return self._of_heads(compared, dense, step) if "sparse" in queries else dense
+
+    def _of_pairs(self, output: Tensor, batch: Batch) -> Tensor:
+        scores = output.view(batch.num_queries, self._group_size)
+        positives = torch.zeros(batch.num_queries, dtype=torch.long, device=scores.device)
+        if self._train.loss_type == "pointwise_bce":
+            return pointwise_bce(
+                scores,
+                positives,
+                batch.teacher,
+                temperature=self._temperature,
+                teacher_temperature=self._train.teacher_temperature,
+            )
+        return selected_loss(scores, positives, batch.teacher, self._train, temperature=self._temperature)
+
+    def _allowed(self, compared: "_Compared") -> Tensor | None:
+        """[B, P] bool, False where a passage is no negative of the query. None: all are."""
+        train, candidates = self._train, compared.candidates
+        if candidates.own_group_alone:
+            return None
+        allowed = candidates.passages(compared.batch.keys) if train.mask_same_texts else None
+        if train.false_negative_margin is None:
+            return allowed
+        judged = compared.queries, compared.gathered
+        if self._guide is not None:
+            with torch.no_grad():
+                own = [{"dense": self._guide.embed(texts)} for texts in compared.batch.inputs]
+            judged = own[0], candidates.gather(own[1])
+        scores = candidates.scores(DENSE, *judged)
+        near = by_margin(scores, candidates.positives, self._group_size, train.false_negative_margin)
+        return near if allowed is None else allowed & near
+
+    def _dense(self, compared: "_Compared") -> Tensor:
+        """The loss of the dense vectors, the mean over Matryoshka's lengths."""
+        dims = self._train.mrl_dims
+        if not dims:
+            return self._of_vectors(compared)
+        cut = [
+            beginnings(side["dense"], dims, normalize=self._normalize)
+            for side in (compared.queries, compared.passages, compared.gathered)
+        ]
+        losses = [
+            self._of_vectors(
+                replace(compared, queries={"dense": query}, passages={"dense": own}, gathered={"dense": every})
+            )
+            for query, own, every in zip(*cut, strict=True)
+        ]
+        return torch.stack(losses).mean()
+
+    def _of_vectors(self, compared: "_Compared") -> Tensor:
+        candidates, allowed = compared.candidates, compared.allowed
+        scores = candidates.scores(DENSE, compared.queries, compared.gathered)
+        if self._train.loss_type == "info_nce":
+            return self._select(compared)(scores)
+        queries, positives = compared.queries["dense"], compared.passages["dense"][:: self._group_size]
+        every_query = candidates.gather_rows(queries)
+        of_query, of_positive = (
+            candidates.other_queries(compared.batch.keys) if self._train.mask_same_texts else (None, None)
+        )
+        reverse = positives @ every_query.T
+        if self._train.loss_type == "symmetric_info_nce":
+            return symmetric_info_nce(
+                scores,
+                candidates.positives,
+                reverse,
+                candidates.queries,
+                temperature=self._temperature,
+                allowed=allowed,
+                reverse_allowed=of_positive,
+            )
+        return improved_info_nce(
+            FourWays(scores, queries @ every_query.T, reverse, positives @ compared.gathered["dense"].T),
+            candidates.positives,
+            candidates.queries,
+            temperature=self._temperature,
+            group_size=self._group_size,
+            allowed=FourWays(allowed, of_query, of_positive, allowed),
+        )
+
+    def _of_heads(self, compared: "_Compared", dense: Tensor, step: int) -> Tensor:
+        """BGE-M3's loss."""
+        m3, candidates = self._m3, compared.candidates
+        scores = {
+            name: candidates.scores(kind, compared.queries, compared.gathered) for name, kind in SIMILARITIES.items()
+        }
+        loss = m3_loss(
+            scores,
+            self._select(compared),
+            temperature=self._temperature,
+            sparse_score_weight=m3.sparse_score_weight,
+            sparse_loss_weight=m3.sparse_loss_weight,
+            self_distill=m3.use_self_distill and step >= m3.self_distill_start_step,
+            allowed=compared.allowed,
+            dense_loss=dense,
+        )
+        if not m3.flops_weight:
+            return loss
+        sides = (of_all_workers(compared.queries), of_all_workers(compared.passages))
+        return loss + m3.flops_weight * sum(flops(compacted_sparse(side)) for side in sides)
+
+    def _select(self, compared: "_Compared") -> Callable[[Tensor], Tensor]:
+        return partial(
+            selected_loss,
+            positives=compared.candidates.positives,
+            teacher=compared.batch.teacher,
+            train=self._train,
+            temperature=self._temperature,
+            allowed=compared.allowed,
+        )
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """What one batch's loss is made of."""
+
+    batch: Batch
+    candidates: Candidates
+    queries: Texts
+    passages: Texts
+    """Of this worker."""
+
+    gathered: Texts
+    """The passages that compete."""
+
+    allowed: Tensor | None
+    """[B, P] bool, False where a passage is no negative of the query. None: all are."""
+
+
+def selected_loss(
+    scores: Tensor,
+    positives: Tensor,
+    teacher: Tensor | None,
+    train: TrainConfig,
+    *,
+    temperature: float,
+    allowed: Tensor | None = None,
 ) -> Tensor:
-    """Mean loss over this worker's queries; the mean over workers is the loss of the global batch.
+    """InfoNCE, or the loss of the settings that learns from a teacher, over one matrix of scores.
 
     Args:
-        queries: [B, D] this worker's query vectors.
-        passages: [B x G, D] its passage vectors, query by query, the positive first.
-        teacher: [B, G] the teacher's scores; None: no distillation.
-        train: temperature, negatives and distillation.
-        group_size: G.
+        scores: [B, P] before the temperature.
+        positives: [B] int64, the column where each query's group begins.
+        teacher: [B, G] the teacher's scores. None: no distillation.
+        train: which loss.
+        temperature: divides the scores.
+        allowed: [B, P] bool, False where a passage is no negative. None: all are.
     """
-    start = 0
-    if train.no_in_batch_neg:
-        groups = passages.view(len(queries), group_size, -1)
-        scores = (queries.unsqueeze(1) * groups).sum(dim=-1)
-        positives = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
-    else:
-        if train.negatives_cross_device:
-            start = first_row(len(queries))
-            passages = gather_with_grad(passages)
-        scores = queries @ passages.T
-        positives = (torch.arange(len(queries), device=queries.device) + start) * group_size
     if teacher is None:
-        return info_nce(scores, positives, temperature=train.temperature)
+        return info_nce(scores, positives, temperature=temperature, allowed=allowed)
     return KD_LOSSES[train.kd_loss_type](
-        scores, positives, teacher, temperature=train.temperature, teacher_temperature=train.teacher_temperature
+        scores,
+        positives,
+        teacher,
+        temperature=temperature,
+        teacher_temperature=train.teacher_temperature,
+        allowed=allowed,
     )
 
 
-def negatives_per_query(train: TrainConfig, *, global_batch_size: int, num_workers: int, group_size: int) -> int:
+def negatives_per_query(experiment: Experiment) -> int:
     """Passages that compete with each query's positive."""
-    if train.no_in_batch_neg:
+    train, group_size = experiment.train, experiment.data.train_group_size
+    assert train is not None
+    if train.no_in_batch_neg or experiment.trains_reranker():
         return group_size - 1
-    queries = global_batch_size if train.negatives_cross_device else global_batch_size // num_workers
-    return queries * group_size - 1
+    queries = experiment.global_batch_size()
+    return (queries if train.negatives_cross_device else queries // experiment.ray.num_workers) * group_size - 1

@@ -34,7 +34,8 @@ def test_reads_values_and_fills_in_defaults(write: Write) -> None:
     experiment = load(write(MINIMAL + "train: {learning_rate: 2e-5}\ndata: {train: [a.jsonl], query_max_len: 64}\n"))
     assert experiment.train is not None
     assert experiment.train.learning_rate == 2e-5  # text for PyYAML
-    assert experiment.train.temperature == 0.02
+    assert experiment.train.adam_beta2 == 0.999
+    assert experiment.temperature() == 0.02
     assert (experiment.data.train, experiment.data.query_max_len, experiment.mine) == (["a.jsonl"], 64, None)
 
 

@@ -96,5 +96,5 @@ def test_lists_of_texts_are_told_from_other_lists() -> None:
 
 
 def test_an_unknown_section_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match="no section 'trian'; sections are model, data, encode"):
+    with pytest.raises(ValueError, match="no section 'trian'; sections are model, m3, lora, reranker, data"):
         describe("trian")

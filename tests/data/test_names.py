@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from rayembed.data.fields import passage_id
-from rayembed.data.names import Names, note_absent_positives, source_names, with_ids_of
+from rayembed.data.names import (
+    Names,
+    dataset_names,
+    note_absent_positives,
+    says_no_in_batch_neg,
+    source_names,
+    with_ids_of,
+)
 from rayembed.data.problems import Report
 from rayembed.data.store import PASSAGES, ROWS, Row, Store, StoreWriter
 
@@ -126,6 +133,47 @@ def test_positives_that_the_corpus_has_not_are_counted_with_their_row(tmp_path: 
 def test_ids_made_of_texts_are_not_looked_for_among_others(tmp_path: Path, corpus: Store) -> None:
     writer = StoreWriter(tmp_path / "rows", ROWS, 2)
     writer.add(row("a", {passage_id("bare text"): "bare text"}, {}))
+    report = Report()
+    note_absent_positives(writer.finish(), corpus, report)
+    assert report.warnings.total == 0
+
+
+def test_a_folder_that_says_no_in_batch_neg_is_in_the_names_of_its_files() -> None:
+    paths = [
+        "r/train.jsonl",
+        "x-no_in_batch_neg/topics.jsonl",
+        "./x-no_in_batch_neg//more.parquet",
+        "y_no_in_batch_neg/",
+    ]
+    assert list(dataset_names(paths).values()) == [
+        "train",
+        "x-no_in_batch_neg/topics",
+        "x-no_in_batch_neg/more",
+        "y_no_in_batch_neg",
+    ]
+    same = ["r/train.jsonl", "x-no_in_batch_neg/train.jsonl"]
+    assert list(dataset_names(same).values()) == ["r/train", "x-no_in_batch_neg/train"]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("x-no_in_batch_neg/topics", True),
+        ("topics-no_in_batch_neg", True),
+        ("topics-no_in_batch_neg.jsonl", True),
+        ("a/topics-no_in_batch_neg", True),
+        ("no_in_batch_neg-topics", False),
+        ("x-no_in_batch_neg/a/b", False),
+        ("topics", False),
+    ],
+)
+def test_a_name_says_no_in_batch_neg_at_its_end(name: str, says: bool) -> None:
+    assert says_no_in_batch_neg(name) is says
+
+
+def test_scored_pairs_are_not_looked_for_in_the_corpus(tmp_path: Path, corpus: Store) -> None:
+    writer = StoreWriter(tmp_path / "rows", ROWS, 2)
+    writer.add(row("a", {"77": "far"}, {}) | {"type": "sts"})
     report = Report()
     note_absent_positives(writer.finish(), corpus, report)
     assert report.warnings.total == 0

@@ -3,7 +3,7 @@
 import pytest
 
 from rayembed.config.model import ModelConfig
-from rayembed.data.prompts import passage_text, query_text
+from rayembed.data.prompts import passage_of_row, passage_text, query_text
 
 INSTRUCTED = ModelConfig(
     name_or_path="x",
@@ -38,3 +38,24 @@ def test_a_written_line_break_is_one_in_the_format_alone() -> None:
         name_or_path="x", query_instruction_for_retrieval=r"say \n", query_instruction_format=r"{}\nQuery: {}"
     )
     assert query_text(model, r"a \n b") == "say \\n\nQuery: a \\n b"
+
+
+@pytest.mark.parametrize("kind", ["symmetric_sts", "symmetric_clustering", "sts"])
+@pytest.mark.parametrize("prompt", [None, "", "other"])
+def test_both_sides_of_symmetric_types_are_put_as_queries(kind: str, prompt: str | None) -> None:
+    for model in (INSTRUCTED, PLAIN):
+        assert passage_of_row(model, "a", row_type=kind, prompt=prompt) == query_text(model, "a", prompt)
+    assert passage_of_row(INSTRUCTED, "a", row_type=kind, prompt=None) == "Instruct: find\nQuery: a"
+
+
+@pytest.mark.parametrize("kind", [None, "normal", "only_1neg", "symmetric_class", "class"])
+def test_passages_of_other_types_are_put_as_passages(kind: str | None) -> None:
+    assert passage_of_row(INSTRUCTED, "a", row_type=kind, prompt="other") == "passage: a"
+    assert passage_of_row(PLAIN, "a", row_type=kind, prompt="other") == "a"
+
+
+@pytest.mark.parametrize("kind", [None, "symmetric_sts"])
+def test_the_text_none_is_never_written(kind: str | None) -> None:
+    for prompt in (None, ""):
+        assert query_text(PLAIN, "a", prompt) == "a"
+        assert passage_of_row(PLAIN, "a", row_type=kind, prompt=prompt) == "a"

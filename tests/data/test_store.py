@@ -48,6 +48,7 @@ def test_training_rows_come_back_with_their_nulls(tmp_path: Path) -> None:
         "dataset": "d",
         "type": "normal",
         "related_ids": ["3"],
+        "label": "x",
     }
     sparse = {"query_id": "q2", "query": "who", "pos": ["c"], "neg": ["d"], "dataset": "d"}
     store = written(tmp_path / "s", [full, sparse], ROWS)

@@ -97,3 +97,21 @@ def test_a_half_written_part_is_not_there(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, "0", FIRST)
     assert not list(tmp_path.glob("*.arrow"))
+
+
+def test_the_length_of_a_row_is_that_of_its_longest_text(tmp_path: Path) -> None:
+    none = ROW | {"query": "labelled", "pos": [], "type": "class", "label": "x"}
+    longest = ROW | {"query": "q", "pos": ["pp", "p"], "neg": ["n", "nnn"]}
+    for part, rows in (("0", FIRST), ("1", []), ("2", [*SECOND, none, longest])):
+        write(tmp_path, part, rows)
+    store = TokenStore(tmp_path, ["0", "1", "2"])
+    expected = [max(len(t) for t in (r.query, *r.pos, *r.neg)) for r in map(store.row, range(6))]
+    assert store.lengths().tolist() == expected == [6, 11, 12, 4, 8, 3]
+    assert store.lengths().dtype == np.int32
+
+
+def test_passages_of_symmetric_types_have_the_rows_prompt(tmp_path: Path) -> None:
+    row = {"query": "a", "prompt": "p:", "pos": ["b"], "neg": ["c"]}
+    write(tmp_path, "0", [ROW | row | {"type": "symmetric_sts"}, ROW | row])
+    store = TokenStore(tmp_path, ["0"])
+    assert [contents(store.row(i))[:3] for i in range(2)] == [(["p:a"], ["p:b"], ["p:c"]), (["p:a"], ["b"], ["c"])]

@@ -15,7 +15,7 @@ from transformers import BertModel
 from rayembed.config import Experiment
 from rayembed.config.score import ScoreConfig
 from rayembed.jobs import mine, score
-from rayembed.models.rerankers import Reranker
+from rayembed.models.rerankers import load_reranker
 from tests.jobs.conftest import MakeExperiment
 from tests.jobs.reference_ranking import rankings
 from tests.jobs.test_mine import allowed
@@ -75,7 +75,7 @@ def ranked(beir: Path, tiny_model: Path) -> dict[str, list[str]]:
 @pytest.fixture(scope="module")
 def reranker(tiny_reranker: Path) -> Callable[[str, list[str]], list[float]]:
     """Scores of a query and texts by the teacher itself."""
-    teacher = Reranker(ScoreConfig(model=str(tiny_reranker)), device=torch.device("cpu"))
+    teacher = load_reranker(ScoreConfig(model=str(tiny_reranker)), "reranker", device=torch.device("cpu"))
 
     def scores(query: str, texts: list[str]) -> list[float]:
         pairs = [(query, text) for text in texts]

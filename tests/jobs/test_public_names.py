@@ -55,6 +55,6 @@ def test_model_card(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> 
     }
     measured["significance"] = compared | {"wins": 1, "ties": 0, "losses": 0}
     monkeypatch.setattr(export, "_metrics", lambda _: measured)
-    card = export.card(experiment, out, 1.0)
+    card = export.card(experiment, out, "least cosine 1.0")
     assert_public(card)
     assert "passages of `s3://bucket/data`" in card

@@ -1,12 +1,13 @@
-"""Both distillation losses are their definitions, and FlagEmbedding's on the same tensors."""
+"""The distillation losses are their definitions, and FlagEmbedding's on the same tensors."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from rayembed.losses import KD_LOSSES, info_nce, kl_div
+from rayembed.losses import KD_LOSSES, info_nce, kl_div, margin_mse
 from tests.losses import reference
 
 REFERENCES: dict[str, Callable[..., float]] = {"kl_div": reference.kl_div, "m3_kd_loss": reference.m3_kd_loss}
@@ -56,6 +57,39 @@ def test_a_teacher_sure_of_the_positive_adds_the_groups_own_info_nce() -> None:
     torch.testing.assert_close(kl_div(scores, positives, teacher, temperature=0.1), expected)
 
 
+@pytest.mark.parametrize("name", REFERENCES)
+def test_masked_passages_are_left_out_and_those_of_the_own_group_never(name: str) -> None:
+    scores, positives, teacher = example(3, 4)
+    allowed = reference.random_mask(3, scores.shape[1], seed=5)
+    allowed[0] = False  # query 0 has its group alone
+    allowed[1, positives[1]] = allowed[2, positives[2] + 1] = False
+    expected = {"kl_div": reference.masked_kl_div, "m3_kd_loss": reference.masked_m3_kd_loss}[name]
+    reference.assert_same(
+        lambda s: KD_LOSSES[name](s, positives, teacher, temperature=0.3, allowed=allowed),
+        lambda s: expected(s, positives.tolist(), teacher.double(), 0.3, allowed.tolist()),
+        scores,
+    )
+
+
+def test_margin_mse_is_its_definition_whatever_is_masked_and_at_any_temperature() -> None:
+    scores, positives, teacher = example(3, 4)
+    rest: dict[str, Any] = {
+        "temperature": 0.02,
+        "teacher_temperature": 0.5,
+        "allowed": torch.zeros(3, scores.shape[1]).bool(),
+    }
+    reference.assert_same(
+        lambda s: margin_mse(s, positives, teacher, **rest),
+        lambda s: reference.margin_mse(s, positives.tolist(), teacher.double()),
+        scores,
+    )
+
+
+def test_margin_mse_of_groups_without_a_negative_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"groups hold 1 passage; set data\.train_group_size to 2 or more"):
+        margin_mse(torch.zeros(2, 2), torch.arange(2), torch.zeros(2, 1), temperature=1.0)
+
+
 def judged(queries: Tensor, passages: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
     """The loss and what it says about queries and passages."""
     leaves = [queries.clone().requires_grad_(), passages.clone().requires_grad_()]
@@ -65,7 +99,7 @@ def judged(queries: Tensor, passages: Tensor, loss: Callable[[Tensor, Tensor], T
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("kind", ["info_nce", *KD_LOSSES])
+@pytest.mark.parametrize("kind", ["info_nce", *REFERENCES])
 @pytest.mark.parametrize("in_batch", [True, False])
 @pytest.mark.parametrize(("queries", "group"), [(1, 4), (3, 2), (6, 5)])
 @pytest.mark.parametrize("temperature", TEMPERATURES)

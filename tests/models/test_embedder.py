@@ -21,7 +21,7 @@ def random_texts(number: int, *, seed: int, longest: int = 40, vocabulary: int =
 
 def unpadded(batch: TokenBatch) -> list[list[int]]:
     """The texts back in their order."""
-    rows = [row[keep.bool()].tolist() for ids, mask in batch.chunks for row, keep in zip(ids, mask, strict=True)]
+    rows = [row[keep.bool()].tolist() for ids, mask, _ in batch.chunks for row, keep in zip(ids, mask, strict=True)]
     return [rows[place] for place in batch.order.tolist()]
 
 
@@ -44,7 +44,7 @@ def test_chunks_hold_every_text_once_within_their_limits(layout: dict[str, int |
     batch = pad_chunks(texts, pad_token=PAD, padding_side=side, **layout)
     assert unpadded(batch) == texts
     multiple, most_texts, most_tokens = layout.values()
-    for ids, mask in batch.chunks:
+    for ids, mask, _ in batch.chunks:
         longest = int(mask.sum(1).max())
         assert ids.shape == mask.shape == (len(ids), -(-longest // (multiple or 1)) * (multiple or 1))
         assert bool((ids[mask == 0] == PAD).all())
@@ -52,17 +52,17 @@ def test_chunks_hold_every_text_once_within_their_limits(layout: dict[str, int |
         assert bool((mask.sum(1)[padding_last == 1] == ids.shape[1]).all())  # padding is on its side alone
         assert len(ids) <= (most_texts or len(texts))
         assert most_tokens is None or len(ids) == 1 or ids.numel() <= most_tokens
-    lengths = [int(length) for _, mask in batch.chunks for length in mask.sum(1)]
+    lengths = [int(length) for _, mask, _ in batch.chunks for length in mask.sum(1)]
     assert lengths == sorted(lengths, reverse=True)
     assert batch.num_tokens == sum(map(len, texts))
-    assert batch.num_slots == sum(ids.numel() for ids, _ in batch.chunks)
+    assert batch.num_slots == sum(ids.numel() for ids, *_ in batch.chunks)
 
 
 def test_chunks_are_no_smaller_than_the_limits_ask() -> None:
     batch = pad_chunks([[5] * 10] * 9, pad_token=PAD, padding_side="right", tokens_per_chunk=40)
-    assert [len(ids) for ids, _ in batch.chunks] == [4, 4, 1]
+    assert [len(ids) for ids, *_ in batch.chunks] == [4, 4, 1]
     batch = pad_chunks([[5] * 10] * 9, pad_token=PAD, padding_side="right", texts_per_chunk=4)
-    assert [len(ids) for ids, _ in batch.chunks] == [4, 4, 1]
+    assert [len(ids) for ids, *_ in batch.chunks] == [4, 4, 1]
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "last_token"])
@@ -102,5 +102,5 @@ def test_forward_gives_the_vectors_of_each_batch(model: Embedder) -> None:
 
 def test_a_batch_moves_with_its_order() -> None:
     batch = pad_chunks(random_texts(4, seed=8), pad_token=PAD, padding_side="right").to(torch.device("meta"))
-    assert {tensor.device.type for chunk in batch.chunks for tensor in chunk} == {"meta"}
+    assert {tensor.device.type for chunk in batch.chunks for tensor in chunk if tensor is not None} == {"meta"}
     assert batch.order.device.type == "meta"

@@ -10,9 +10,9 @@ from rayembed.models.probe import least_cosine, read_probe, write_probe
 
 def test_a_probe_comes_back(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
-    write_probe(tmp_path, ["a", "ü \n b"], vectors)
-    texts, back = read_probe(tmp_path)
-    assert texts == ["a", "ü \n b"]
+    write_probe(tmp_path, [("a", "ü \n b"), ("c", "d")], vectors)
+    pairs, back = read_probe(tmp_path)
+    assert pairs == [("a", "ü \n b"), ("c", "d")]
     np.testing.assert_array_equal(back, vectors)
 
 

@@ -14,14 +14,14 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    GPT2Config,
-    LlamaConfig,
 )
 
 from rayembed.config.score import ScoreConfig
 from rayembed.models.loading import teacher_kind
-from rayembed.models.rerankers import PROMPT, RERANKERS, check_pair_length, load_reranker
+from rayembed.models.pairs import PROMPT
+from rayembed.models.rerankers import check_pair_length, load_reranker
 from tests.conftest import tiny_tokenizer
+from tests.small_models import decoder_folder
 
 CPU = torch.device("cpu")
 PAIRS = [
@@ -33,17 +33,6 @@ PAIRS = [
 ]
 LONG_QUERY, LONG_PASSAGE = "word seven " * 20, "a long one " * 40
 CUT = [(LONG_QUERY, "a short one"), ("why", LONG_PASSAGE), (LONG_QUERY, LONG_PASSAGE), (LONG_QUERY[:44], LONG_PASSAGE)]
-DECODERS = {
-    "llama": LlamaConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        intermediate_size=64,
-        max_position_embeddings=512,
-    ),
-    "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=512),  # its positions are absolute
-}
 
 
 @pytest.fixture(scope="module")
@@ -56,24 +45,6 @@ def cross_encoder(reranker_folder: Path, tmp_path_factory: pytest.TempPathFactor
     file = folder / "tokenizer_config.json"
     names = ["input_ids", "token_type_ids", "attention_mask"]
     file.write_text(json.dumps({**json.loads(file.read_text()), "model_input_names": names}))
-    return folder
-
-
-def decoder_folder(folder: Path, kind: str, bos: str | None) -> Path:
-    """A 2-layer decoder whose scores differ from pair to pair, with a tokenizer of single characters."""
-    tokenizer = tiny_tokenizer()
-    tokenizer.backend_tokenizer.post_processor = None  # type: ignore[assignment] # decoders' bring no ids at the end
-    tokenizer.bos_token, tokenizer.padding_side = bos, "left"
-    config = DECODERS[kind]
-    config.vocab_size = len(tokenizer)
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        model = AutoModelForCausalLM.from_config(config)
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -202,8 +173,8 @@ def test_a_decoder_reads_the_prompt_of_the_settings(llama: Path) -> None:
 
 def test_a_decoder_computes_logits_of_one_position(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = ScoreConfig(model=str(llama))
-    reranker = RERANKERS["decoder-reranker"](config, device=CPU)
-    shapes, model = [], reranker.model
+    reranker = load_reranker(config, "decoder-reranker", device=CPU)
+    shapes, model = [], reranker.scorer.backbone
     model.lm_head.register_forward_hook(lambda _, inputs, output: shapes.append(tuple(output.shape[:2])))  # type: ignore[union-attr, operator]
     reranker.score(PAIRS, max_len=64, tokens_per_batch=8192, dtype=torch.float32)
     assert shapes == [(len(PAIRS), 1)]

@@ -121,7 +121,7 @@ def train_one(setup: Experiment, run: Run, kill_after: int | None = None, resume
         parts=PARTS,
         train_folder=run.folder / "train",
         model_folder=run.folder / "model",
-        probe_texts=("abc def", "a"),
+        probe_texts=(("abc def", "a"),),
     )
     resume_from = None if resume_after is None else run.checkpoint(resume_after)
     try:

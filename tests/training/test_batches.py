@@ -16,6 +16,7 @@ from rayembed.data.plan import BatchPlan, choose_group
 from rayembed.data.store import ROWS
 from rayembed.data.tokens import TokenStore, write_tokens
 from rayembed.models.embedder import TokenBatch
+from rayembed.models.pairs import PairLayout
 from rayembed.training.batches import Batch, BatchSource
 
 NUM_ROWS, BATCH, GROUP, PAD = 11, 4, 3, 0
@@ -57,6 +58,7 @@ def source(tmp_path: Path) -> BatchSource:
         world_size=1,
         group_size=GROUP,
         distill=True,
+        layout=None,
         pad_token=PAD,
         padding_side="right",
         pad_to_multiple_of=None,
@@ -67,7 +69,8 @@ def source(tmp_path: Path) -> BatchSource:
 
 def texts(batch: TokenBatch) -> list[list[int]]:
     """Token ids of each text in the order of the texts."""
-    rows = [ids[mask.bool()].tolist() for chunk in batch.chunks for ids, mask in zip(*chunk, strict=True)]
+    padded = [row for chunk in batch.chunks for row in zip(chunk.ids, chunk.mask, strict=True)]
+    rows = [ids[mask.bool()].tolist() for ids, mask in padded]
     return [rows[i] for i in batch.order.tolist()]
 
 
@@ -84,8 +87,8 @@ def test_a_batch_holds_what_plan_and_choice_say(source: BatchSource) -> None:
             expected.append([2000 + 10 * row + positive] * (1 + (row + positive) % 4))
             expected += [[3000 + 10 * row + k] * (1 + (row + k) % 4) for k in negatives.tolist()]
             scores += [row + 0.1 * positive, *(-row - k for k in negatives.tolist())]
-        assert texts(batch.queries) == [[1000 + 10 * row] * (1 + row % 4) for row in rows]
-        assert texts(batch.passages) == expected
+        assert texts(batch.inputs[0]) == [[1000 + 10 * row] * (1 + row % 4) for row in rows]
+        assert texts(batch.inputs[1]) == expected
         assert batch.teacher is not None
         assert batch.teacher.dtype == torch.float32
         torch.testing.assert_close(batch.teacher, torch.tensor(scores).view(BATCH, GROUP))
@@ -96,8 +99,8 @@ def test_workers_parts_join_to_the_global_batch(source: BatchSource, world_size:
     for number in (0, 1, 5):
         whole = source.batch(number)
         parts = [replace(source, rank=rank, world_size=world_size).batch(number) for rank in range(world_size)]
-        assert [text for part in parts for text in texts(part.queries)] == texts(whole.queries)
-        assert [text for part in parts for text in texts(part.passages)] == texts(whole.passages)
+        assert [text for part in parts for text in texts(part.inputs[0])] == texts(whole.inputs[0])
+        assert [text for part in parts for text in texts(part.inputs[1])] == texts(whole.inputs[1])
         assert whole.teacher is not None
         teachers = [part.teacher for part in parts if part.teacher is not None]
         assert torch.equal(torch.cat(teachers), whole.teacher)
@@ -106,9 +109,9 @@ def test_workers_parts_join_to_the_global_batch(source: BatchSource, world_size:
 def test_padding_and_chunks_leave_the_texts_as_they_are(source: BatchSource) -> None:
     whole = source.batch(0)
     padded = replace(source, pad_to_multiple_of=8, sub_batch_size=5, padding_side="left").batch(0)
-    assert [ids.shape[1] % 8 for ids, _ in padded.passages.chunks] == [0, 0, 0]
-    assert [len(ids) for ids, _ in padded.passages.chunks] == [5, 5, 2]
-    assert texts(padded.passages) == texts(whole.passages)
+    assert [chunk.ids.shape[1] % 8 for chunk in padded.inputs[1].chunks] == [0, 0, 0]
+    assert [len(chunk.ids) for chunk in padded.inputs[1].chunks] == [5, 5, 2]
+    assert texts(padded.inputs[1]) == texts(whole.inputs[1])
 
 
 def test_without_distillation_there_is_no_teacher(source: BatchSource) -> None:
@@ -126,8 +129,8 @@ def wait_until_none_works() -> None:
 
 
 def test_batches_ahead_are_the_same_in_order(source: BatchSource) -> None:
-    ahead = [texts(batch.passages) for batch in source.ahead(1, 7)]
-    assert ahead == [texts(source.batch(number).passages) for number in range(1, 7)]
+    ahead = [texts(batch.inputs[1]) for batch in source.ahead(1, 7)]
+    assert ahead == [texts(source.batch(number).inputs[1]) for number in range(1, 7)]
     assert list(source.ahead(3, 3)) == []
     wait_until_none_works()
 
@@ -153,7 +156,7 @@ def faulty(source: BatchSource) -> BatchSource:
 
 def test_an_error_of_the_thread_reaches_the_training_step_in_its_turn(faulty: BatchSource) -> None:
     batches = faulty.ahead(0, 9)
-    assert [len(next(batches).queries.order) for _ in range(2)] == [BATCH, BATCH]
+    assert [next(batches).num_queries for _ in range(2)] == [BATCH, BATCH]
     with pytest.raises(ValueError, match="batch 2 is bad"):
         next(batches)
     wait_until_none_works()
@@ -174,8 +177,49 @@ def test_the_thread_waits_when_it_is_ahead_enough_and_ends_when_training_does(fa
 def test_a_batch_goes_to_a_device_whole(source: BatchSource) -> None:
     batch = source.batch(0)
     moved = batch.to(torch.device("cpu"))
-    assert texts(moved.passages) == texts(batch.passages)
+    assert texts(moved.inputs[1]) == texts(batch.inputs[1])
     assert moved.teacher is not None
     assert batch.teacher is not None
     assert torch.equal(moved.teacher, batch.teacher)
     assert replace(source, distill=False).batch(0).to(torch.device("cpu")).teacher is None
+
+
+def test_equal_texts_have_equal_keys_and_no_others(source: BatchSource) -> None:
+    for number in range(6):
+        batch = source.batch(number)
+        rows = source.plan.rows(number).tolist()
+        texts_of = [texts(part) for part in batch.inputs]
+        keys = [batch.keys.queries.tolist(), batch.keys.passages.tolist()]
+        key_of = {
+            str(text): key
+            for own, found in zip(texts_of, keys, strict=True)
+            for text, key in zip(own, found, strict=True)
+        }
+        assert len({*key_of.values()}) == len(key_of), "no two texts have one key"
+        assert 0 not in key_of.values()
+        for row, known in zip(rows, batch.keys.positives.tolist(), strict=True):
+            positives = [[2000 + 10 * row + k] * (1 + (row + k) % 4) for k in range(1 + row % 3)]
+            assert len([key for key in known if key]) == len(positives)
+            drawn = [str(text) for text in positives if str(text) in key_of]
+            assert {key_of[text] for text in drawn} <= {*known}
+            assert drawn
+
+
+def test_pairs_are_each_query_with_each_of_its_passages(source: BatchSource) -> None:
+    layout = PairLayout(((1,), (2, 3), (4,)), (0, 0, 0, 1, 1), query_max_len=2, passage_max_len=3, max_len=8)
+    for number in range(3):
+        (pairs,) = replace(source, layout=layout, padding_side="left").batch(number).inputs
+        queries, passages = (texts(part) for part in source.batch(number).inputs)
+        expected = [
+            [1, *queries[i // GROUP][:2], 2, 3, *passage[: min(3, 8 - 4 - len(queries[i // GROUP][:2]))], 4]
+            for i, passage in enumerate(passages)
+        ]
+        assert texts(pairs) == expected
+        types = [
+            row
+            for chunk in pairs.chunks
+            if chunk.types is not None
+            for row in zip(chunk.types, chunk.mask, strict=True)
+        ]
+        found = [types[i][0][types[i][1].bool()].tolist() for i in pairs.order.tolist()]
+        assert [sum(row) for row in found] == [len(text) - text.index(3) - 1 for text in expected]

@@ -20,7 +20,8 @@ from rayembed.config.train import TrainConfig
 from rayembed.models.embedder import Embedder, TokenBatch, pad_chunks
 from rayembed.models.loading import load_embedder, prepare_for_training
 from rayembed.training.engine import Engine
-from rayembed.training.objective import contrastive_loss
+from rayembed.training.objective import Objective
+from tests.training.made_batches import different_keys, worker_batch
 from tests.training.processes import in_workers
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "deepspeed"
@@ -101,11 +102,12 @@ def make_engine(setup: Experiment, model: nn.Module, total_steps: int = STEPS) -
 def run(engine: Engine, setup: Experiment, first: int, last: int) -> tuple[list[float], list[float]]:
     """Batches `first` to `last` - 1; gradient norm and learning rate of each update."""
     assert setup.train is not None
-    norms, rates = [], []
+    norms, rates, objective = [], [], Objective(setup)
     for number in range(first, last):
         torch.manual_seed(100 * number + dist.get_rank())
-        queries, passages = engine(batch(number, dist.get_rank(), dist.get_world_size()))
-        engine.backward(contrastive_loss(queries, passages, None, setup.train, group_size=GROUP))
+        place = dist.get_rank(), dist.get_world_size()
+        vectors = engine(batch(number, *place))
+        engine.backward(objective(vectors, worker_batch(different_keys(QUERIES, GROUP), None, *place)))
         rate = engine.learning_rate
         if engine.step():
             norms.append(engine.grad_norm)

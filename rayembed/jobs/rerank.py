@@ -1,0 +1,105 @@
+"""Rankings of a reranker: an embedder finds passages, the reranker scores the best of them and brings them in order."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayembed.config import Experiment
+from rayembed.config.model import ModelConfig
+from rayembed.data.prompts import passage_text, query_text
+from rayembed.data.storage import fingerprint, whole_file
+from rayembed.data.store import Store
+from rayembed.jobs.pairs import PairSource, score_pairs, sizes_of_parts
+from rayembed.jobs.shipping import received, shipped
+from rayembed.models.probe import reranker_section
+
+QUERIES_PER_PART = 256  # of the pairs: not of the queries' store, whose cut must not decide which pairs share a batch
+Candidates = list[NDArray[np.int64]]
+"""Of each query, rows of the corpus."""
+
+
+def retriever(experiment: Experiment) -> Experiment:
+    """The experiment with the embedder that finds passages for a reranker in the place of the model."""
+    assert experiment.evaluate is not None
+    name = experiment.evaluate.retriever
+    assert name is not None
+    model = ModelConfig(name_or_path=name, trust_remote_code=experiment.model.trust_remote_code)
+    without = replace(experiment.evaluate, retriever=None)
+    return replace(experiment, model=model, reranker=None, lora=None, train=None, mine=None, evaluate=without)
+
+
+def pair_scores(
+    experiment: Experiment, model: str, queries: Store, corpus: Store, candidates: Candidates
+) -> list[NDArray[np.float32]]:
+    """Scores of each query's candidates by a reranker, in their order.
+
+    Args:
+        experiment: instructions, lengths, resources.
+        model: name or folder of the reranker.
+        queries: Q queries.
+        corpus: the passages.
+        candidates: of each query, rows of the corpus.
+    """
+    file = candidates_file(experiment, queries, corpus, candidates)
+    arguments = {
+        "experiment": shipped(replace(experiment, evaluate=None, train=None, mine=None)),
+        "queries": str(queries.folder),
+        "corpus": str(corpus.folder),
+        "candidates": str(file),
+    }
+    lengths = np.array([len(own) for own in candidates])
+    sizes = sizes_of_parts(lengths, QUERIES_PER_PART)
+    source = PairSource("rayembed.jobs.rerank:CandidatePairs", arguments, len(sizes), sizes)
+    asked = replace(
+        experiment,
+        score=reranker_section(experiment, model),
+        output_dir=os.path.join(experiment.output_dir, "evaluate"),  # a teacher is not the model that is trained
+        cache_dir=experiment.cache(),
+        train=None,
+        mine=None,
+        evaluate=None,
+    )
+    known = score_pairs(asked, source, what="rerank")
+    maker = CandidatePairs(**arguments)
+    found = np.concatenate([known.lookup(maker.pairs(part)) for part in range(len(sizes))])
+    return np.split(found, np.cumsum(lengths)[:-1])
+
+
+def candidates_file(experiment: Experiment, queries: Store, corpus: Store, candidates: Candidates) -> Path:
+    """Rows of the corpus of each query's candidates, as a file in the cache that workers read."""
+    ends = np.cumsum([0, *map(len, candidates)])
+    rows = np.concatenate(candidates)
+    contents = fingerprint([queries.fingerprint, corpus.fingerprint, ends.tolist(), rows.tolist()])
+    file = Path(experiment.cache()) / f"candidates-{contents}.npz"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(file) as working, working.open("wb") as stream:
+            np.savez(stream, ends=ends, rows=rows)
+    return file
+
+
+class CandidatePairs:
+    """Pairs of QUERIES_PER_PART queries with their candidates, with the model's instructions."""
+
+    def __init__(self, *, experiment: str, queries: str, corpus: str, candidates: str) -> None:
+        self._model = received(experiment).model
+        self._queries, self._corpus = Store.open(Path(queries)), Store.open(Path(corpus))
+        with np.load(candidates) as file:
+            self._ends, self._rows = file["ends"], file["rows"]
+
+    def pairs(self, part: int) -> list[tuple[str, str]]:
+        """All of a part."""
+        first = part * QUERIES_PER_PART
+        last = min(first + QUERIES_PER_PART, self._queries.num_rows)
+        queries = self._queries.take(np.arange(first, last), ["text", "prompt"]).to_pylist()
+        own = self._rows[self._ends[first] : self._ends[last]]
+        passages = [
+            passage_text(self._model, text) for text in self._corpus.take(own, ["text"]).column("text").to_pylist()
+        ]
+        counts = np.diff(self._ends[first : last + 1])
+        texts = [query_text(self._model, row["text"], row["prompt"]) for row in queries]
+        repeated = [text for text, count in zip(texts, counts.tolist(), strict=True) for _ in range(count)]
+        return list(zip(repeated, passages, strict=True))

@@ -1,0 +1,257 @@
+"""Low-rank adapters of decoders: put on, saved, loaded, merged; and tokens added to the vocabulary.
+
+Source: LoRA (arXiv:2106.09685) as peft implements it.
+"""
+
+import copy
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
+
+from rayembed.config.families import LoraConfig
+from rayembed.config.model import ModelConfig
+from rayembed.models.decoders import set_bidirectional
+from rayembed.models.embedder import Chunk
+from rayembed.models.families import FAMILIES
+from rayembed.models.loading import load_backbone, tokenizer_of
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ADAPTER = "default"  # peft's name of the one adapter there is
+MERGE_TOLERANCE = 1e-3  # of a vector's length; float32 is off by about 1e-6, and the cosine by the square of it
+
+
+class MergeError(RuntimeError):
+    """A merged model gives other vectors than base and adapter did."""
+
+
+def check_adapter(config: LoraConfig) -> None:
+    """Refuses what no worker could start with; needs no GPU itself.
+
+    Args:
+        config: section lora.
+
+    Raises:
+        FileNotFoundError: a folder holds no adapter.
+    """
+    folders = [("lora.raw_peft", folder) for folder in config.raw_peft]
+    if config.from_peft is not None:
+        folders.append(("lora.from_peft", config.from_peft))
+    for setting, folder in folders:
+        if not (Path(folder) / "adapter_config.json").is_file():
+            raise FileNotFoundError(f"{setting}: {folder} holds no adapter (no adapter_config.json)")
+
+
+def add_tokens(tokenizer: PreTrainedTokenizerBase, backbone: nn.Module, tokens: Sequence[str]) -> list[int]:
+    """Adds special tokens to tokenizer and model; a token that the tokenizer knows is left as it is.
+
+    The embedding matrices grow where they have no row for a token, and never shrink. A new row is the mean of the rows
+    of all tokens known before, so that every worker, and whoever puts an adapter on the base later, has the same one.
+
+    Returns:
+        Ids of the tokens that were new, for `with_adapter`.
+    """
+    known = tokenizer.get_vocab()
+    count = len(tokenizer)
+    new = [token for token in dict.fromkeys(tokens) if token not in known]
+    if not new:
+        return []
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in new], special_tokens=True)
+    ids = [int(tokenizer.convert_tokens_to_ids(token)) for token in new]  # type: ignore[arg-type]  # of one token, one
+    model: Any = backbone
+    if max(ids) >= model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
+    for matrix in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if matrix is not None:
+            with torch.no_grad():
+                matrix.weight[ids] = matrix.weight[:count].float().mean(dim=0).to(matrix.weight.dtype)
+    return ids
+
+
+def with_adapter(backbone: nn.Module, config: LoraConfig, *, new_tokens: Sequence[int]) -> nn.Module:
+    """The model with an adapter that is trained, and all its own weights frozen but the rows of new tokens.
+
+    Adapters of `raw_peft` are merged first. With `from_peft`, the adapter is that of the folder, with its own rank,
+    scale, dropout and targets.
+
+    Args:
+        backbone: of transformers; becomes a part of the returned model.
+        config: section lora.
+        new_tokens: ids from `add_tokens`, whose input embeddings are trained.
+
+    Raises:
+        ValueError: a name that no module has, or new tokens that `from_peft` does not train.
+    """
+    model: Any = merge_folders(backbone, config.raw_peft)
+    if config.from_peft is not None:
+        adapted = peft.PeftModel.from_pretrained(model, config.from_peft, is_trainable=True)
+        _check_tokens(adapted.peft_config[ADAPTER], config.from_peft, new_tokens)
+        return adapted
+    targets = _names(model, config.target_modules or TARGETS, "lora.target_modules")
+    saved = _names(model, config.modules_to_save, "lora.modules_to_save")
+    embeddings = _embeddings_name(model)
+    rows = {embeddings: list(new_tokens)} if new_tokens and embeddings not in saved else None
+    answers = model.get_output_embeddings() is not None
+    settings = peft.LoraConfig(
+        task_type=peft.TaskType.CAUSAL_LM if answers else peft.TaskType.FEATURE_EXTRACTION,
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # peft divides it by the rank: it need not be whole
+        lora_dropout=config.lora_dropout,
+        target_modules=targets,
+        modules_to_save=saved or None,
+        trainable_token_indices=rows,
+    )
+    return peft.get_peft_model(model, settings)
+
+
+def _embeddings_name(backbone: Any) -> str:  # noqa: ANN401 - of transformers
+    embeddings = backbone.get_input_embeddings()
+    return next(str(name).rpartition(".")[2] for name, module in backbone.named_modules() if module is embeddings)
+
+
+def _names(backbone: nn.Module, names: Sequence[str], setting: str) -> list[str]:
+    """The names, each of which at least one module ends in."""
+    modules = [name for name, _ in backbone.named_modules()]
+    missing = [name for name in names if not any(f".{module}".endswith(f".{name}") for module in modules)]
+    if missing:
+        there = {name.rpartition(".")[2] for name, module in backbone.named_modules() if _has_weight_matrix(module)}
+        raise ValueError(
+            f"{setting}: {type(backbone).__name__} has no module named {', '.join(missing)}; set it to names among "
+            f"{', '.join(sorted(there))}"
+        )
+    return list(names)
+
+
+def _has_weight_matrix(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.ndim == 2
+
+
+def _check_tokens(settings: Any, folder: str, new_tokens: Sequence[int]) -> None:  # noqa: ANN401 - of peft
+    rows = settings.trainable_token_indices or {}
+    trained = {number for numbers in rows.values() for number in numbers} if isinstance(rows, dict) else set(rows)
+    missing = sorted(set(new_tokens) - trained)
+    if missing and not settings.modules_to_save:
+        raise ValueError(
+            f"lora.from_peft: {folder} trains the embeddings of tokens {sorted(trained)}, and not of {missing}, which "
+            "model.additional_special_tokens adds; add the tokens it was trained with, or put it into lora.raw_peft"
+        )
+
+
+def merge_folders(backbone: nn.Module, folders: Sequence[str]) -> nn.Module:
+    """The model with the adapters of the folders merged into it, one after the other."""
+    for folder in folders:
+        model: Any = peft.PeftModel.from_pretrained(backbone, folder)
+        backbone = model.merge_and_unload(safe_merge=True)
+    return backbone
+
+
+def merged(peft_model: nn.Module) -> nn.Module:
+    """A plain model that has the adapter in its weights; the given one stays as it is."""
+    model: Any = copy.deepcopy(peft_model)
+    plain: nn.Module = model.merge_and_unload(safe_merge=True)
+    return plain.requires_grad_(True)
+
+
+def check_merge(before: nn.Module, after: nn.Module, batch: Chunk) -> None:
+    """Refuses a merge that changed the vectors (a language model's logits) of any token of the batch.
+
+    Raises:
+        MergeError: names the difference, as a share of the vector's length.
+    """
+    _compare(_outputs(before, batch), _outputs(after, batch))
+
+
+def _outputs(model: nn.Module, batch: Chunk) -> Tensor:
+    """Vectors or logits [tokens, D] in float32, without dropout."""
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        found: Tensor = model(input_ids=batch.ids, attention_mask=batch.mask)[0]
+    model.train(training)
+    return found[batch.mask.bool()].float()
+
+
+def _compare(before: Tensor, after: Tensor) -> None:
+    difference = ((before - after).norm(dim=1) / before.norm(dim=1).clamp(min=1e-12)).nan_to_num(nan=torch.inf)
+    worst = float(difference.max())
+    if worst > MERGE_TOLERANCE:
+        cosine = float(torch.cosine_similarity(before, after).min())
+        raise MergeError(
+            f"merging the adapter changed vectors by up to {worst:.2g} of their length (cosine {cosine:.6f}), and "
+            f"{MERGE_TOLERANCE} is allowed; the adapter itself is right, use it without merging"
+        )
+
+
+def save_adapter(peft_model: nn.Module, folder: Path, *, base: str) -> None:
+    """Writes adapter_model.safetensors, with the rows of new tokens, and adapter_config.json.
+
+    Args:
+        peft_model: from `with_adapter`, with all its weights in this process.
+        folder: is made if it is not there; other files in it stay.
+        base: name or path of the model that the adapter is for, as whoever loads it is to find it.
+    """
+    model: Any = peft_model
+    card = folder / "README.md"
+    had_card = card.is_file()
+    model.peft_config[ADAPTER].base_model_name_or_path = base
+    model.save_pretrained(folder, save_embedding_layers=False)  # rows of new tokens, not the matrix, are the adapter's
+    if not had_card:
+        card.unlink(missing_ok=True)  # peft's form with nothing filled in
+
+
+def merge_folder(model: ModelConfig, adapter: Path, out: Path, *, raw_peft: Sequence[str] = ()) -> None:
+    """Merges a saved adapter into its base and writes a folder that loads without peft; it appears whole.
+
+    What else lies in the adapter's folder (tokenizer, files of sentence-transformers) is copied.
+
+    Args:
+        model: the base, its family and `bidirectional`.
+        adapter: folder from `save_adapter`, or any of peft's; new tokens are known by a tokenizer beside it.
+        out: is replaced if it is there.
+        raw_peft: adapters that were merged into the base before this one was trained.
+
+    Raises:
+        MergeError: merging changed the vectors.
+    """
+    backbone = load_backbone(replace(model, dropout=None), getattr(transformers, FAMILIES[model.family].backbone))
+    tokenizer: Any
+    if (adapter / "tokenizer_config.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(adapter, trust_remote_code=model.trust_remote_code)
+    else:
+        tokenizer = tokenizer_of(model)
+    plain: Any = backbone
+    if len(tokenizer) > plain.get_input_embeddings().weight.shape[0]:
+        plain.resize_token_embeddings(len(tokenizer), mean_resizing=False)  # the adapter brings the new rows
+    if model.bidirectional:
+        set_bidirectional(backbone)
+    backbone = merge_folders(backbone, raw_peft)
+    adapted: Any = peft.PeftModel.from_pretrained(backbone, str(adapter))
+    batch = _probe(adapted)
+    before = _outputs(adapted, batch)
+    merged_model = adapted.merge_and_unload(safe_merge=True)
+    _compare(before, _outputs(merged_model, batch))
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(adapter, partial, ignore=shutil.ignore_patterns("adapter_*"))
+    merged_model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    shutil.rmtree(out, ignore_errors=True)
+    partial.replace(out)
+
+
+def _probe(backbone: nn.Module) -> Chunk:
+    """Four texts of 16 random tokens, the last tokens of the vocabulary among them, to check a merge with."""
+    model: Any = backbone
+    weight = model.get_input_embeddings().weight
+    rows = weight.shape[0]
+    ids = torch.randint(rows, (4, 16), generator=torch.Generator().manual_seed(0))
+    ids[0] = torch.arange(rows - 16, rows).clamp(min=0)
+    return Chunk(ids.to(weight.device), torch.ones_like(ids).to(weight.device))

@@ -1,0 +1,46 @@
+"""A reranker as it is trained: token batches of (query, passage) pairs in, one score a pair out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rayembed.models.decoders import positions, takes_positions
+from rayembed.models.embedder import Chunk, TokenBatch
+
+
+class PairScorer(nn.Module):
+    """A cross-encoder with one logit, or a decoder whose logit of one answer is the score."""
+
+    def __init__(self, backbone: nn.Module, *, answer: int | None) -> None:
+        """Wraps the backbone.
+
+        Args:
+            backbone: with a classifier of one label, or a causal language model.
+            answer: id of the token whose logit a decoder's score is. None: the backbone has a classifier.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.answer = answer
+        self._told_positions = takes_positions(backbone)
+
+    def score(self, batch: TokenBatch) -> Tensor:
+        """Logits [N] in float32, in the order of the pairs."""
+        return torch.cat([self._score_chunk(chunk) for chunk in batch.chunks])[batch.order]
+
+    def _score_chunk(self, chunk: Chunk) -> Tensor:
+        inputs: dict[str, Any] = {"input_ids": chunk.ids, "attention_mask": chunk.mask}
+        if self.answer is None:
+            if chunk.types is not None:
+                inputs["token_type_ids"] = chunk.types
+            logits: Tensor = self.backbone(**inputs).logits[:, 0]
+            return logits.float()
+        if self._told_positions:  # padded on the left
+            inputs["position_ids"] = positions(chunk.mask)
+        answers: Tensor = self.backbone(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1, self.answer]
+        return answers.float()
+
+    def forward(self, batches: Sequence[TokenBatch]) -> tuple[Tensor, ...]:
+        """Scores of several batches in one call: DeepSpeed wants one forward a backward."""
+        return tuple(self.score(batch) for batch in batches)

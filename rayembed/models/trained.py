@@ -1,0 +1,133 @@
+"""The model that is trained, by its family: built from the experiment, and saved for those who load it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import transformers
+from torch import nn
+from transformers import AddedToken, AutoModel, PreTrainedTokenizerBase
+
+from rayembed.config import Experiment
+from rayembed.config.families import M3Config
+from rayembed.models.adapters import add_tokens, check_merge, merged, save_adapter, with_adapter
+from rayembed.models.embedder import Chunk, Embedder, pad_chunks
+from rayembed.models.encoding import tokenize
+from rayembed.models.export import save_embedder, save_reranker
+from rayembed.models.families import FAMILIES
+from rayembed.models.loading import as_embedder, load_backbone, load_embedder, pooling_of, tokenizer_of
+from rayembed.models.m3 import M3Embedder, load_m3_heads, save_m3_heads, unweighted_tokens
+from rayembed.models.pair_scorer import PairScorer
+from rayembed.models.rerankers import KINDS, answer_token
+
+ADAPTER = "adapter"
+"""Folder beside the model."""
+
+
+@dataclass(frozen=True)
+class Making:
+    """How a family's model comes and goes."""
+
+    build: Callable[[Experiment], nn.Module]
+    save: Callable[[Any, PreTrainedTokenizerBase, Experiment, Path], None]
+
+
+def _embedder(experiment: Experiment) -> nn.Module:
+    return load_embedder(experiment.model)
+
+
+def _m3(experiment: Experiment) -> nn.Module:
+    model, config = experiment.model, experiment.m3 or M3Config()
+    backbone = load_backbone(model, AutoModel)
+    settings: Any = backbone.config
+    sparse, colbert = load_m3_heads(
+        model.name_or_path, int(settings.hidden_size), config.colbert_dim, seed=experiment.seed
+    )
+    return M3Embedder(
+        backbone,
+        pooling=pooling_of(model),
+        normalize=model.normalize_embeddings,
+        sparse_linear=sparse,
+        colbert_linear=colbert,
+        special_tokens=unweighted_tokens(tokenizer_of(model)),
+        unified=config.unified_finetuning,
+    ).eval()
+
+
+def _save_m3(model: M3Embedder, tokenizer: PreTrainedTokenizerBase, experiment: Experiment, folder: Path) -> None:
+    save_embedder(model, tokenizer, experiment, folder, further=partial(save_m3_heads, model))
+
+
+def _decoder(experiment: Experiment) -> nn.Module:
+    model = experiment.model
+    backbone = _adapted(experiment, load_backbone(model, AutoModel))
+    return as_embedder(model, backbone, pooling=pooling_of(model))
+
+
+def _adapted(experiment: Experiment, backbone: nn.Module) -> nn.Module:
+    """With new tokens, and with an adapter where section lora asks for one."""
+    new = add_tokens(tokenizer_of(experiment.model), backbone, experiment.model.additional_special_tokens)
+    return backbone if experiment.lora is None else with_adapter(backbone, experiment.lora, new_tokens=new)
+
+
+def _reranker(experiment: Experiment) -> nn.Module:
+    family = FAMILIES[experiment.model.family]
+    facts = KINDS["decoder-reranker" if family.causal else "reranker"]
+    settings = {} if facts.answers else {"num_labels": 1}
+    backbone = load_backbone(experiment.model, getattr(transformers, family.backbone), settings=settings)
+    facts.check(experiment.model.name_or_path, backbone)
+    answer = answer_token(tokenizer_of(experiment.model)) if facts.answers else None
+    return PairScorer(_adapted(experiment, backbone) if facts.answers else backbone, answer=answer).eval()
+
+
+def _save_adapted(model: Any, tokenizer: PreTrainedTokenizerBase, experiment: Experiment, folder: Path) -> None:  # noqa: ANN401
+    """A decoder, its adapter merged into it; the adapter by itself beside it."""
+    plain = model.backbone
+    if experiment.lora is not None:
+        plain = merged(model.backbone)
+        check_merge(model.backbone, plain, _few_texts(tokenizer))
+        save_adapter(model.backbone, folder.with_name(ADAPTER), base=experiment.model.name_or_path)
+    if FAMILIES[experiment.model.family].reads == "pairs":
+        save_reranker(PairScorer(plain, answer=model.answer), tokenizer, experiment, folder)
+    else:
+        save_embedder(Embedder(plain, pooling=model.pooling, normalize=model.normalize), tokenizer, experiment, folder)
+
+
+def _few_texts(tokenizer: PreTrainedTokenizerBase) -> Chunk:
+    texts = [
+        "what a text is",
+        "a longer text than the one before it, which has some more words",
+        *tokenizer.all_special_tokens,
+    ]
+    found = pad_chunks(tokenize(tokenizer, texts, 64), pad_token=int(tokenizer.pad_token_id), padding_side="right")
+    return found.chunks[0]
+
+
+MAKING = {
+    "encoder": Making(_embedder, save_embedder),
+    "m3": Making(_m3, _save_m3),
+    "decoder": Making(_decoder, _save_adapted),
+    "reranker-encoder": Making(_reranker, save_reranker),
+    "reranker-decoder": Making(_reranker, _save_adapted),
+}
+
+
+def build_model(experiment: Experiment) -> nn.Module:
+    """The experiment's model with float32 weights, in evaluation mode; weights that the checkpoint lacks are drawn."""
+    return MAKING[experiment.model.family].build(experiment)
+
+
+def build_tokenizer(experiment: Experiment) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with its new tokens."""
+    tokenizer = tokenizer_of(experiment.model)
+    new = [token for token in experiment.model.additional_special_tokens if token not in tokenizer.get_vocab()]
+    if new:
+        tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in new], special_tokens=True)
+    return tokenizer
+
+
+def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, experiment: Experiment, folder: Path) -> None:
+    """Writes the model for transformers, sentence-transformers and FlagEmbedding; the folder appears whole."""
+    MAKING[experiment.model.family].save(model, tokenizer, experiment, folder)

@@ -1,0 +1,160 @@
+"""Every family from its rows to an exported model: trained on two workers, evaluated, and loaded by other libraries."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import decoders
+
+from rayembed.config import Experiment
+from rayembed.jobs import evaluate, export, train
+from tests.conftest import tiny_tokenizer
+from tests.jobs.conftest import TRAIN, MakeExperiment
+from tests.jobs.toy_data import write_rows
+from tests.small_models import decoder_folder
+
+pytestmark = pytest.mark.ray
+ZERO = Path(__file__).parents[2] / "configs" / "deepspeed"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "m3": {"stage": 1, "m3": {"colbert_dim": 16, "self_distill_start_step": 3}},
+    "decoder": {
+        "stage": 1,
+        "lora": {"lora_rank": 4, "lora_dropout": 0.0},
+        "train": {"learning_rate": 1e-2},
+        "model": {"additional_special_tokens": ["<query>"], "query_instruction_for_retrieval": "<query> "},
+    },
+    "reranker-encoder": {"stage": 1},
+    "reranker-decoder": {"stage": 3, "reranker": {"prompt": "Is B about A?"}},
+}
+PAIRS = [("baba didi", "didi lala"), ("momo", "baba"), ("lala", "lala momo didi")]
+
+
+@pytest.fixture(scope="module")
+def models(tiny_model: Path, tiny_reranker: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A base model for each family; the tokenizer of the reranker gives types, as BERT's do."""
+    reranker = shutil.copytree(tiny_reranker, tmp_path_factory.mktemp("reranker") / "model")
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.decoder = decoders.WordPiece()  # type: ignore[assignment] # typed as read-only
+    tokenizer.save_pretrained(reranker)
+    file = reranker / "tokenizer_config.json"
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_input_names": names}))
+    return {
+        "reranker-encoder": reranker,
+        "reranker-decoder": (llama := decoder_folder(tmp_path_factory.mktemp("llama") / "model", "llama", "[CLS]")),
+        "decoder": llama,
+        "m3": tiny_model,
+    }
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def done(
+    request: pytest.FixtureRequest,
+    local_ray: None,
+    make_experiment: MakeExperiment,
+    models: dict[str, Path],
+    tiny_model: Path,
+    beir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Experiment:
+    """The run folder of a family, trained, evaluated and exported."""
+    family, folder = request.param, tmp_path_factory.mktemp(request.param)
+    settings = dict(SETTINGS[family])
+    rows = write_rows(beir, folder / "rows.jsonl")
+    pairs = family.startswith("reranker")
+    deepspeed = str(ZERO / f"zero{settings.pop('stage')}.json")
+    temperature = {"temperature": None} if pairs else {}
+    experiment = make_experiment(
+        folder / "run",
+        data={"train": [str(rows)]},
+        model={"name_or_path": str(models[family]), "family": family, "pooling": None, **settings.pop("model", {})},
+        train={**TRAIN, "deepspeed": deepspeed, **temperature, **settings.pop("train", {})},
+        evaluate={"k_values": [10], **({"retriever": str(tiny_model), "rerank_top_k": 20} if pairs else {})},
+        export={"probe_texts": 8},
+        ray={"num_workers": 2},
+        **settings,
+    )
+    train.run(experiment)
+    evaluate.run(experiment)
+    export.run(experiment)
+    return experiment
+
+
+def test_it_learns(done: Experiment) -> None:
+    lines = [json.loads(line) for line in (Path(done.output_dir) / "train" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    metrics = json.loads((Path(done.output_dir) / "evaluate" / "metrics.json").read_text())
+    assert metrics["tuned"]["ndcg@10"] > metrics["base"]["ndcg@10"]
+    assert {line["negatives_per_query"] for line in lines} == {2 if done.trains_reranker() else 16 * 3 - 1}
+
+
+def test_rankings_of_a_reranker_are_its_scores_of_what_the_retriever_found(
+    done: Experiment, tiny_model: Path, beir: Path
+) -> None:
+    if not done.trains_reranker():
+        return
+    out = Path(done.output_dir) / "evaluate"
+    ranked = [line.split() for line in (out / "tuned.trec").read_text().splitlines()]
+    first = [(query, passage, float(score)) for query, _, passage, _, score, _ in ranked if query == ranked[0][0]]
+    assert len(first) == 20
+    queries, passages = (
+        {row["_id"]: row for row in read_lines_of(beir / f"{name}.jsonl")} for name in ("queries", "corpus")
+    )
+    pairs = [(queries[query]["text"], passages[passage]["text"]) for query, passage, _ in first]
+    letters = [len("".join(pair).replace(" ", "")) for pair in pairs]
+    whole = [i for i, tokens in enumerate(letters) if tokens < 24 + 48 - 4]  # these are not cut
+    assert len(whole) > 3
+    found = [score for *_, score in first]
+    np.testing.assert_allclose([found[i] for i in whole], scores(done, [pairs[i] for i in whole]), atol=2e-4)
+
+
+def read_lines_of(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def scores(done: Experiment, pairs: list[tuple[str, str]]) -> list[float]:
+    """By transformers, pair by pair."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = Path(done.output_dir) / "model"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if done.model.family == "reranker-encoder":
+        model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        return [model(**tokenizer(*pair, return_tensors="pt")).logits.item() for pair in pairs]
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    found = []
+    for query, passage in pairs:
+        parts = [
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (query, "\n", passage, "\n", "Is B about A?")
+        ]
+        ids = torch.tensor([[tokenizer.bos_token_id, *(token for part in parts for token in part)]])
+        answer = tokenizer("Yes", add_special_tokens=False)["input_ids"][0]
+        found.append(model(ids).logits[0, -1, answer].item())
+    return found
+
+
+@pytest.mark.parity
+def test_other_libraries_load_it(done: Experiment) -> None:
+    folder = str(Path(done.output_dir) / "model")
+    if done.model.family == "reranker-encoder":
+        from FlagEmbedding import FlagReranker
+        from sentence_transformers import CrossEncoder
+
+        expected = scores(done, PAIRS)
+        theirs = CrossEncoder(folder, device="cpu", activation_fn=torch.nn.Identity())
+        np.testing.assert_allclose(theirs.predict(PAIRS), expected, atol=1e-4)
+        np.testing.assert_allclose(
+            FlagReranker(folder, use_fp16=False, devices="cpu").compute_score(PAIRS), expected, atol=1e-4
+        )
+    if done.model.family == "reranker-decoder":
+        from FlagEmbedding import FlagLLMReranker
+
+        theirs = FlagLLMReranker(folder, use_fp16=False, devices="cpu", prompt="Is B about A?")
+        instructed = [(f"A: {query}", f"B: {passage}") for query, passage in PAIRS]
+        np.testing.assert_allclose(theirs.compute_score(PAIRS), scores(done, instructed), atol=1e-4)
