@@ -42,6 +42,7 @@ class Job(NamedTuple):
 
 
 SHARED = ("", "model", "data", "encode", "ray")
+FAMILIES = ("m3", "lora", "reranker")
 JOBS = {
     "harvest": Job(
         "rayembed.jobs.harvest", "build a data set from the docstrings of installed packages", ("harvest", "")
@@ -49,11 +50,13 @@ JOBS = {
     "check": Job(
         "rayembed.jobs.check", "read all data and say what is wrong, by file, line and field", ("data", "", "model")
     ),
-    "mine": Job("rayembed.jobs.mine", "find hard negatives in the corpus", ("mine", *SHARED)),
+    "mine": Job("rayembed.jobs.mine", "find hard negatives in the corpus", ("mine", "search", "score", *SHARED)),
     "score": Job("rayembed.jobs.score", "have a teacher score queries against their passages", ("score", *SHARED)),
-    "train": Job("rayembed.jobs.train", "train the model", ("train", *SHARED)),
+    "train": Job("rayembed.jobs.train", "train the model", ("train", *FAMILIES, *SHARED)),
     "evaluate": Job(
-        "rayembed.jobs.evaluate", "compare base and tuned model on the evaluation set", ("evaluate", *SHARED)
+        "rayembed.jobs.evaluate",
+        "compare base and tuned model on the evaluation set",
+        ("evaluate", "search", *FAMILIES, *SHARED),
     ),
     "encode": Job(
         "rayembed.jobs.encode", "turn the corpus and the queries into vectors", ("encode", "", "model", "data", "ray")
@@ -64,7 +67,7 @@ JOBS = {
     "run": Job(
         "rayembed.jobs.run",
         "do the jobs whose sections the file has, in order, and write the report; skips what is done",
-        (*SHARED, "harvest", "mine", "score", "train", "evaluate", "export"),
+        (*SHARED, *FAMILIES, "harvest", "mine", "search", "score", "train", "evaluate", "export"),
     ),
 }
 

@@ -4,12 +4,13 @@ import os
 import string
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers reads it, also where pytest is called without make
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # also where pytest is called without make: a look at the hub takes half a minute
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 

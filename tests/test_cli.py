@@ -12,7 +12,7 @@ import pytest
 from rayembed import __version__
 from rayembed.cli import ENVIRONMENT, JOBS, TRACEBACK, _duration, main
 from rayembed.config import Experiment
-from rayembed.config.schema import describe
+from rayembed.config.schema import describe, sections
 
 EXPERIMENT = "output_dir: runs/x\nmodel: {name_or_path: some/model}\n"
 Calls = list[tuple[Experiment, bool]]
@@ -112,6 +112,10 @@ def test_help_of_a_job_lists_every_key_of_its_sections(
             assert f"{setting.key}{default} ({setting.type}{bounds}{required}) {setting.help}" in words
     assert max(len(line) for line in lines[1:]) <= 70
     assert JOBS[name].module == f"rayembed.jobs.{name}"
+
+
+def test_help_of_run_has_every_section() -> None:
+    assert {*JOBS["run"].sections} == {*sections()}
 
 
 @pytest.mark.parametrize("name", ["mine", "score", "train", "evaluate", "encode", "export", "harvest"])

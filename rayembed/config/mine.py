@@ -42,7 +42,8 @@ class MineConfig:
     """Which of the candidates that are left: drawn evenly, the best ranked, or drawn with weight 1 / (1 + place)."""
 
     fill_up: bool = True
-    """Draw random passages of the corpus where the window holds too few; how many is counted in stats.json."""
+    """Draw random passages of the corpus where the window holds too few, none that scores above all of the window; how
+    many is counted in stats.json."""
 
     min_score: float | None = None
     """Drops candidates that score below this. null: no bound."""

@@ -14,11 +14,13 @@ import torch
 from rayembed.config import Experiment
 from rayembed.config.mine import MineConfig
 from rayembed.config.uris import public_name
+from rayembed.data.plan import BatchPlan
 from rayembed.data.prepare import Prepared, prepare
 from rayembed.data.prompts import passage_text, query_text
 from rayembed.data.storage import write_atomic
 from rayembed.data.store import Store
 from rayembed.jobs.inputs import check_rows
+from rayembed.jobs.mine import check_window
 from rayembed.jobs.tokenize import longest_texts
 from rayembed.jobs.train import check_model
 from rayembed.models.loading import check_length, load_config, pooling_of, tokenizer_of
@@ -68,6 +70,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
         coming = tuple(job for job in ("mine", "score") if getattr(experiment, job) is not None)
         check_rows(experiment, prepared.rows, coming=coming)
         check_model(experiment)
+        lines += _left_out(experiment, prepared.rows)
     summary = "\n".join(line for line in lines if line)
     for line in summary.splitlines():
         logger.info("check: %s", line)
@@ -152,11 +155,13 @@ def _window(config: MineConfig, rows: Store, corpus: Store) -> list[str]:
     """What mining will do that one may not expect: a window beyond the corpus, negatives of the rows replaced."""
     first, last = map(int, config.range_for_sampling.split("-"))
     lines = []
+    check_window(config, corpus)
     if min(last, corpus.num_rows) - first < config.negative_number:
+        filled = config.fill_up and last < corpus.num_rows  # with what ranks after the window
         lines.append(
             f"warning: mine.range_for_sampling {config.range_for_sampling} holds fewer than {config.negative_number} "
             f"of the {corpus.num_rows:,} passages: the other negatives are "
-            + ("drawn at random (mine.fill_up)" if config.fill_up else "missing")
+            + ("drawn at random (mine.fill_up)" if filled else "missing")
         )
     given = sum(pc.sum(pc.list_value_length(part.column("neg"))).as_py() or 0 for part in rows.iter_parts(["neg"]))
     if given:
@@ -164,6 +169,17 @@ def _window(config: MineConfig, rows: Store, corpus: Store) -> list[str]:
             f"warning: mine will replace the {given:,} negatives that the rows bring; leave mine out to use them"
         )
     return lines
+
+
+def _left_out(experiment: Experiment, rows: Store) -> list[str]:
+    """Rows that fill no whole batch, where they are many."""
+    plan = BatchPlan(rows.num_rows, experiment.global_batch_size(), experiment.seed)
+    if plan.rows_left_out < rows.num_rows / 20:
+        return []
+    return [
+        f"warning: {plan.rows_left_out:,} of {rows.num_rows:,} rows fill no whole batch of {plan.global_batch_size:,} "
+        "queries and sit out each epoch, other ones each time; a smaller train.per_device_train_batch_size uses more"
+    ]
 
 
 def _missing_negatives(experiment: Experiment, rows: Store) -> list[str]:

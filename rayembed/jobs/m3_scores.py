@@ -3,6 +3,7 @@
 A worker encodes the candidates of its part once, and holds the token vectors of all queries.
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,14 @@ def head_scores(
         corpus: the passages.
         candidates: of each query, rows of the corpus.
     """
-    asked = replace(experiment, model=replace(experiment.model, name_or_path=model), train=None, mine=None)
+    asked = replace(
+        experiment,
+        model=replace(experiment.model, name_or_path=model),
+        output_dir=os.path.join(experiment.output_dir, "evaluate"),  # what is asked is not what is trained
+        cache_dir=experiment.cache(),
+        train=None,
+        mine=None,
+    )
     file = candidates_file(experiment, queries, corpus, candidates)
     depends_on = [encoding_reads(asked), file.name, corpus.layout]
     folder = Path(experiment.cache()) / f"m3-scores-{fingerprint(depends_on)}"

@@ -113,16 +113,32 @@ def _data(experiment: Experiment) -> Prepared:
             "mine.rounds=1 to mine once"
         )
     rows, corpus = prepared.rows, prepared.corpus
+    check_window(config, corpus)
     check_given(experiment, rows, corpus)
     _check_models(experiment, config)
     margins = [f"mine.{name}" for name in MARGINS if getattr(config, name) is not None]
     if margins and config.corpus_embeddings and (absent := absent_positives(experiment, rows, corpus)):
         raise ValueError(
             f"{margins[0]} needs the scores of all positives, but {absent.num_rows:,} of them are not in data.corpus, "
-            "by id or by text, and mine.corpus_embeddings is given in place of a model: add them to data.corpus, or "
-            "remove either setting"
+            "by id or by text, and mine.corpus_embeddings is given in place of a model: add them to data.corpus (a "
+            "positive is found by its text with the title before it, where the passage has one), or remove either "
+            "setting"
         )
     return prepared
+
+
+def check_window(config: MineConfig, corpus: Store) -> None:
+    """Refuses a window that no passage is in.
+
+    Raises:
+        ValueError: names the ranks and the size of the corpus.
+    """
+    first, last = window(config)
+    if first >= corpus.num_rows:
+        raise ValueError(
+            f"mine.range_for_sampling is {first}-{last}, and the corpus has {corpus.num_rows:,} passages: no rank is "
+            "in it, and no negative would be found; lower its first rank"
+        )
 
 
 def _check_models(experiment: Experiment, config: MineConfig) -> None:

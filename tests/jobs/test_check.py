@@ -1,12 +1,13 @@
 """The job check refuses before any work what would fail after hours of it."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rayembed.jobs import check
+from rayembed.jobs import check, mine
 from tests.jobs.conftest import MakeExperiment
 
 
@@ -45,13 +46,34 @@ def test_the_model_may_not_be_the_folder_that_training_replaces(
         replace(made, model=replace(made.model, name_or_path=str(tmp_path / "run" / "model")))
 
 
+@pytest.mark.parametrize("job", [check, mine])
+def test_a_window_that_no_passage_is_in_is_refused(job: Any, make_experiment: MakeExperiment, tmp_path: Path) -> None:  # noqa: ANN401
+    made = make_experiment(tmp_path / "run", mine={"range_for_sampling": "120-130"})
+    with pytest.raises(ValueError, match=r"range_for_sampling is 120-130, and the corpus has 120 passages: no rank is"):
+        job.run(made)
+
+
+def test_rows_that_sit_out_are_said_where_they_are_many(make_experiment: MakeExperiment, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"query": f"q {i}", "pos": [f"p {i}"], "neg": ["n"]}) + "\n" for i in range(30)))
+    texts = []
+    for size in (16, 29):
+        train = {"global_batch_size": size}
+        made = make_experiment(tmp_path / f"run-{size}", data={"train": [str(rows)], "corpus": []}, train=train)
+        texts.append(check.run(made).read_text())
+    assert "warning: 14 of 30 rows fill no whole batch of 16 queries and sit out each epoch" in texts[0]
+    assert "fill no whole batch" not in texts[1]
+
+
 def test_what_mining_will_do_that_one_may_not_expect_is_said(make_experiment: MakeExperiment, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"query": "q", "pos": ["p"], "neg": ["n", "m"]}\n')
     sections = {"data": {"train": [str(rows)]}, "mine": {"range_for_sampling": "110-999"}}
     text = check.run(make_experiment(tmp_path / "run", **sections)).read_text()
     assert "warning: mine.range_for_sampling 110-999 holds fewer than 15 of the" in text
-    assert "drawn at random" in text
+    assert "the other negatives are missing" in text, "no passage ranks after the window"
+    within = {**sections, "mine": {"range_for_sampling": "30-40"}}
+    assert "drawn at random" in check.run(make_experiment(tmp_path / "within", **within)).read_text()
     assert "warning: mine will replace the 2 negatives that the rows bring" in text
     fine = check.run(make_experiment(tmp_path / "other", mine={"range_for_sampling": "0-50"})).read_text()
     assert "warning: mine" not in fine

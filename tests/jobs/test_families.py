@@ -14,7 +14,8 @@ from rayembed.config import Experiment
 from rayembed.jobs import evaluate, export, train
 from tests.conftest import tiny_tokenizer
 from tests.jobs.conftest import TRAIN, MakeExperiment
-from tests.jobs.toy_data import write_rows
+from tests.jobs.toy_data import read_texts, write_rows
+from tests.jobs.without_ray import do_units_here
 from tests.small_models import decoder_folder
 
 pytestmark = pytest.mark.ray
@@ -79,7 +80,9 @@ def done(
         **settings,
     )
     train.run(experiment)
-    evaluate.run(experiment)
+    with pytest.MonkeyPatch.context() as patch:
+        do_units_here(patch)  # that Ray does units as well is shown elsewhere
+        evaluate.run(experiment)
     export.run(experiment)
     return experiment
 
@@ -102,19 +105,13 @@ def test_rankings_of_a_reranker_are_its_scores_of_what_the_retriever_found(
     ranked = [line.split() for line in (out / "tuned.trec").read_text().splitlines()]
     first = [(query, passage, float(score)) for query, _, passage, _, score, _ in ranked if query == ranked[0][0]]
     assert len(first) == 20
-    queries, passages = (
-        {row["_id"]: row for row in read_lines_of(beir / f"{name}.jsonl")} for name in ("queries", "corpus")
-    )
-    pairs = [(queries[query]["text"], passages[passage]["text"]) for query, passage, _ in first]
+    queries, passages = (read_texts(beir / f"{name}.jsonl") for name in ("queries", "corpus"))
+    pairs = [(queries[query], passages[passage]) for query, passage, _ in first]
     letters = [len("".join(pair).replace(" ", "")) for pair in pairs]
     whole = [i for i, tokens in enumerate(letters) if tokens < 24 + 48 - 4]  # these are not cut
     assert len(whole) > 3
     found = [score for *_, score in first]
     np.testing.assert_allclose([found[i] for i in whole], scores(done, [pairs[i] for i in whole]), atol=2e-4)
-
-
-def read_lines_of(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def scores(done: Experiment, pairs: list[tuple[str, str]]) -> list[float]:
