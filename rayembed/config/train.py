@@ -28,6 +28,9 @@ class TrainConfig:
     positive against the queries. improved_info_nce: queries against queries and passages against passages too
     (arXiv:2308.03281). pointwise_bce: each pair by itself, of rerankers alone."""
 
+    scored_pairs_temperature: float = Field(default=0.05, gt=0)
+    """Divides the scores in the losses of scored pairs (cosent, angle), as in sentence-transformers."""
+
     mrl_dims: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
     """Matryoshka (arXiv:2205.13147): the loss is the mean over these lengths of the vectors' beginnings. Empty: off."""
 

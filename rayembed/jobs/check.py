@@ -14,12 +14,13 @@ import torch
 from rayembed.config import Experiment
 from rayembed.config.mine import MineConfig
 from rayembed.config.uris import public_name
-from rayembed.data.plan import BatchPlan
+from rayembed.data.datasets import read_datasets
+from rayembed.data.mixing import MixedPlan
 from rayembed.data.prepare import Prepared, prepare
 from rayembed.data.prompts import passage_text, query_text
 from rayembed.data.storage import write_atomic
 from rayembed.data.store import Store
-from rayembed.jobs.inputs import check_rows
+from rayembed.jobs.inputs import check_kinds, check_rows, planned_batches
 from rayembed.jobs.mine import check_window
 from rayembed.jobs.tokenize import longest_texts
 from rayembed.jobs.train import check_model
@@ -66,6 +67,9 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
         lines += _window(experiment.mine, prepared.rows, prepared.corpus)
     if prepared.rows is not None and experiment.mine is None:
         lines += _missing_negatives(experiment, prepared.rows)
+    for job in ("mine", "score"):
+        if prepared.rows is not None and getattr(experiment, job) is not None:
+            check_kinds(prepared.rows, job)
     if prepared.rows is not None and experiment.train is not None:
         coming = tuple(job for job in ("mine", "score") if getattr(experiment, job) is not None)
         check_rows(experiment, prepared.rows, coming=coming)
@@ -173,12 +177,14 @@ def _window(config: MineConfig, rows: Store, corpus: Store) -> list[str]:
 
 def _left_out(experiment: Experiment, rows: Store) -> list[str]:
     """Rows that fill no whole batch, where they are many."""
-    plan = BatchPlan(rows.num_rows, experiment.global_batch_size(), experiment.seed)
+    plan = planned_batches(experiment, rows, read_datasets(rows, experiment))
+    notes = plan.notes() if isinstance(plan, MixedPlan) else []
     if plan.rows_left_out < rows.num_rows / 20:
-        return []
+        return notes
     return [
+        *notes,
         f"warning: {plan.rows_left_out:,} of {rows.num_rows:,} rows fill no whole batch of {plan.global_batch_size:,} "
-        "queries and sit out each epoch, other ones each time; a smaller train.per_device_train_batch_size uses more"
+        "queries and sit out each epoch, other ones each time; a smaller train.per_device_train_batch_size uses more",
     ]
 
 

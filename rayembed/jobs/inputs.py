@@ -1,15 +1,25 @@
 """Which training rows a job reads: by default what the job before it wrote."""
 
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
 
 from rayembed.config import Experiment
 from rayembed.config.deepspeed import deepspeed_settings
 from rayembed.config.uris import public_name
-from rayembed.data.plan import BatchPlan
+from rayembed.data.datasets import Dataset, Datasets, read_datasets
+from rayembed.data.mixing import batch_plan
+from rayembed.data.passes import TextKeys
+from rayembed.data.plan import Plan
 from rayembed.data.prepare import prepare, prepare_rows
 from rayembed.data.problems import Report
 from rayembed.data.store import Store
+from rayembed.data.tasks import OF_OWN_KIND, STS
 from rayembed.training.objective import negatives_per_query
+
+LONG = 2**30  # tokens: longer than any text
 
 
 def training_rows(experiment: Experiment, *, after: tuple[str, ...]) -> tuple[Store, str]:
@@ -65,34 +75,76 @@ def check_rows(experiment: Experiment, rows: Store, *, coming: tuple[str, ...] =
     Raises:
         ValueError: no negatives where the group needs some, no scores where distillation needs them, too few rows.
     """
-    config, group = experiment.train, experiment.data.train_group_size
+    config, datasets = experiment.train, read_datasets(rows, experiment)
     assert config is not None
-    BatchPlan(rows.num_rows, experiment.global_batch_size(), experiment.seed)
+    planned_batches(experiment, rows, datasets)
     deepspeed_settings(experiment)
-    if negatives_per_query(experiment) == 0:
+    for dataset in datasets.items:
+        _check_dataset(experiment, dataset)
+    for part in rows.iter_parts(["query", "pos", "neg", "type", "dataset", "pos_scores", "neg_scores"]):
+        for row in part.to_pylist():
+            if row["type"] not in OF_OWN_KIND:
+                _check_row(experiment, row, coming)
+
+
+def planned_batches(experiment: Experiment, rows: Store, datasets: Datasets) -> Plan:
+    """The batches as far as they are known before texts are tokenised: as if all texts were long.
+
+    Raises:
+        ValueError: the rows fill no batch.
+    """
+    keys = TextKeys.of(rows) if experiment.data.no_duplicates_within_batch else None
+    return batch_plan(datasets, experiment, lengths=np.full(rows.num_rows, LONG, np.int32), keys=keys)
+
+
+def check_kinds(rows: Store, job: str) -> None:
+    """Refuses rows that a job has nothing to do for.
+
+    Raises:
+        ValueError: names the dataset and its type.
+    """
+    for part in rows.iter_parts(["type", "dataset"]):
+        for kind in OF_OWN_KIND:
+            found = part.filter(pc.equal(part.column("type"), kind))
+            if found.num_rows:
+                raise ValueError(
+                    f"dataset {found.column('dataset')[0].as_py()!r} is of type {kind}, whose rows bring what they are "
+                    f"trained with: {job} is for retrieval. Mine and score retrieval data in an experiment of their "
+                    f"own, and put what it writes beside the others in data.train"
+                )
+
+
+def _check_dataset(experiment: Experiment, dataset: Dataset) -> None:
+    train, of = experiment.train, f" of dataset {dataset.name!r}" if dataset.name else ""
+    assert train is not None
+    if dataset.type == STS and experiment.trains_reranker():
+        raise ValueError(f"the rows{of} are scored pairs, which train embedders; model.family is a reranker")
+    if dataset.type != STS and negatives_per_query(experiment, dataset) == 0:
         own_group = (
             ""
             if experiment.trains_reranker()
-            else (" or train.per_device_train_batch_size, or set train.no_in_batch_neg: false")
+            else " or train.per_device_train_batch_size, or set train.no_in_batch_neg: false"
         )
         raise ValueError(
-            "these settings leave no negative at all, and the loss would be 0: raise data.train_group_size" + own_group
+            f"these settings leave no negative at all{of}, and the loss would be 0: raise data.train_group_size"
+            f"{own_group}"
         )
-    if config.knowledge_distillation and group == 1:
+    if train.knowledge_distillation and dataset.group_size == 1 and dataset.type not in OF_OWN_KIND:
         raise ValueError("train.knowledge_distillation needs passages to compare; set data.train_group_size above 1")
-    for part in rows.iter_parts(["query", "neg", "pos_scores", "neg_scores"]):
-        for row in part.to_pylist():
-            if group > 1 and not row["neg"] and "mine" not in coming:
-                advice = (
-                    "add a section mine" if experiment.mine is None else "mine found none: widen its range or corpus"
-                )
-                raise ValueError(
-                    f"data.train_group_size is {group}, but the row of query {row['query'][:80]!r} has no negatives; "
-                    f"{advice}, or set data.train_group_size: 1 (in-batch negatives alone)"
-                )
-            scored = row["pos_scores"] is not None and row["neg_scores"] is not None and "mine" not in coming
-            if config.knowledge_distillation and not scored and "score" not in coming:
-                raise ValueError(
-                    f"train.knowledge_distillation is true, but the row of query {row['query'][:80]!r} has no teacher "
-                    "scores; add a section score, or set it to false"
-                )
+
+
+def _check_row(experiment: Experiment, row: dict[str, Any], coming: tuple[str, ...]) -> None:
+    train, group = experiment.train, experiment.data.train_group_size
+    assert train is not None
+    if group > 1 and not row["neg"] and "mine" not in coming:
+        advice = "add a section mine" if experiment.mine is None else "mine found none: widen its range or corpus"
+        raise ValueError(
+            f"data.train_group_size is {group}, but the row of query {row['query'][:80]!r} has no negatives; "
+            f"{advice}, or set data.train_group_size: 1 (in-batch negatives alone)"
+        )
+    scored = row["pos_scores"] is not None and row["neg_scores"] is not None and "mine" not in coming
+    if train.knowledge_distillation and not scored and "score" not in coming:
+        raise ValueError(
+            f"train.knowledge_distillation is true, but the row of query {row['query'][:80]!r} has no teacher "
+            "scores; add a section score, or set it to false"
+        )

@@ -21,6 +21,7 @@ from rayembed.jobs import estimates
 from rayembed.jobs.choice import choose_all
 from rayembed.jobs.embeddings import check_given, given_vectors, reads_of_embeddings
 from rayembed.jobs.folders import Reads, state, written_once
+from rayembed.jobs.inputs import check_kinds
 from rayembed.jobs.judging import judge
 from rayembed.jobs.mined_rows import write_rows
 from rayembed.jobs.miner import miner
@@ -113,6 +114,7 @@ def _data(experiment: Experiment) -> Prepared:
             "mine.rounds=1 to mine once"
         )
     rows, corpus = prepared.rows, prepared.corpus
+    check_kinds(rows, "mine")
     check_window(config, corpus)
     check_given(experiment, rows, corpus)
     _check_models(experiment, config)

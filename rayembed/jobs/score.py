@@ -19,7 +19,7 @@ from rayembed.config import Experiment
 from rayembed.data.storage import write_atomic
 from rayembed.data.store import Store
 from rayembed.jobs.folders import Reads, state, written_once
-from rayembed.jobs.inputs import planned_rows, training_rows
+from rayembed.jobs.inputs import check_kinds, planned_rows, training_rows
 from rayembed.jobs.pairs import PairCounts, PairScores, PairSource, counted_scores, sizes_of_parts
 from rayembed.jobs.score_stats import added, distribution, summary, warnings
 from rayembed.jobs.session import ray_session
@@ -44,6 +44,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     """
     teacher_section(experiment)
     rows, _ = training_rows(experiment, after=("mine",))
+    check_kinds(rows, "score")
 
     def write(folder: Path) -> None:
         with ray_session(experiment.ray):

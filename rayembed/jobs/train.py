@@ -14,12 +14,13 @@ import torch
 from rayembed.config import Experiment
 from rayembed.config.deepspeed import deepspeed_settings
 from rayembed.config.train import TrainConfig
-from rayembed.data.plan import BatchPlan, total_batches
+from rayembed.data.datasets import read_datasets
+from rayembed.data.plan import total_batches
 from rayembed.data.storage import working_folder
 from rayembed.data.store import Store
 from rayembed.jobs import estimates
 from rayembed.jobs.folders import Reads, state, written_once
-from rayembed.jobs.inputs import check_rows, planned_rows, training_rows
+from rayembed.jobs.inputs import check_rows, planned_batches, planned_rows, training_rows
 from rayembed.jobs.session import log_from_worker, ray_session
 from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.tokenize import Tokenized, tokenize_rows
@@ -30,6 +31,11 @@ from rayembed.models.pairs import pair_layout
 from rayembed.training.objective import negatives_per_query
 
 logger = logging.getLogger(__name__)
+OF_BATCHES = (  # settings of section data that decide what is in a batch
+    *("train_group_size", "query_max_len", "passage_max_len", "pad_to_multiple_of", "shuffle_ratio", "datasets"),
+    *("same_dataset_within_batch", "mixing", "mixing_temperature", "no_duplicates_within_batch", "length_grouping"),
+    "batch_size_by_length",
+)
 OF_FAMILIES = ("m3", "lora", "reranker")  # sections that change what is trained
 
 
@@ -70,19 +76,20 @@ def plan(experiment: Experiment) -> str:
     """What `run` would do."""
     config = _section(experiment)
     rows, source = planned_rows(experiment, after=("score", "mine"))
-    batches = BatchPlan(rows.num_rows, experiment.global_batch_size(), experiment.seed)
+    datasets = read_datasets(rows, experiment)
+    batches = planned_batches(experiment, rows, datasets)
     total = total_batches(
         batches,
         num_train_epochs=config.num_train_epochs,
         max_steps=config.max_steps,
         accumulation=config.gradient_accumulation_steps,
     )
-    negatives = negatives_per_query(experiment)
+    negatives = sorted({negatives_per_query(experiment, dataset) for dataset in datasets.items})
     where = state(Path(experiment.output_dir) / "train", _reads(experiment, rows))
     return (
         f"train: {rows.num_rows:,} rows of {source}, {batches.batches_per_epoch:,} batches of "
         f"{batches.global_batch_size:,} queries an epoch on {experiment.ray.num_workers} workers, "
-        f"{total // config.gradient_accumulation_steps:,} steps, {negatives:,} negatives a query; "
+        f"{total // config.gradient_accumulation_steps:,} steps, {' or '.join(map(str, negatives))} negatives a query; "
         f"{estimates.training(experiment, rows, total)}; {where}"
     )
 
@@ -115,9 +122,7 @@ def _reads(experiment: Experiment, rows: Store) -> Reads:
         "rows": rows.fingerprint,
         "weights": weights_fingerprint(experiment.model.name_or_path),
         "model": {**asdict(experiment.model), "pooling": pooling_of(experiment.model), "name_or_path": None},
-        "data": {
-            key: data[key] for key in ("train_group_size", "query_max_len", "passage_max_len", "pad_to_multiple_of")
-        },
+        "data": {key: data[key] for key in OF_BATCHES},
         "train": {key: value for key, value in asdict(config).items() if key not in not_the_result},
         "deepspeed": deepspeed_settings(experiment),
         **{name: asdict(found) for name in OF_FAMILIES if (found := getattr(experiment, name)) is not None},
@@ -134,6 +139,7 @@ def _fit(experiment: Experiment, tokens: Tokenized, rows: Store, folder: Path) -
         _worker,
         train_loop_config={
             "experiment": shipped(experiment),
+            "rows": str(rows.folder.resolve()),
             "tokens": str(tokens.folder.resolve()),
             "parts": list(tokens.parts),
             "train_folder": str(folder.resolve()),
@@ -172,7 +178,7 @@ def _fit(experiment: Experiment, tokens: Tokenized, rows: Store, folder: Path) -
 def _probe_texts(experiment: Experiment, rows: Store) -> list[tuple[str, str]]:
     count = experiment.export.probe_texts if experiment.export is not None else 64
     first = rows.read_part(0, ["query", "pos"]).slice(0, count // 2).to_pylist()
-    return [(row["query"], row["pos"][0]) for row in first]
+    return [(row["query"], row["pos"][0] if row["pos"] else row["query"]) for row in first]  # labelled texts have none
 
 
 def _cause(error: BaseException) -> str:
@@ -206,6 +212,7 @@ def _worker(settings: dict[str, Any]) -> None:
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         device=ray.train.torch.get_device(),
+        rows=Path(settings["rows"]),
         tokens=Path(settings["tokens"]),
         parts=tuple(settings["parts"]),
         train_folder=Path(settings["train_folder"]),

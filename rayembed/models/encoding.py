@@ -49,6 +49,13 @@ def tokenize(
     return ids
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """How many tokens the tokenizer puts before and after a text by itself."""
+    mask = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+    before = [*mask, 0].index(0)
+    return before, [*mask[::-1], 0].index(0)
+
+
 @torch.inference_mode()
 def encode(
     model: Embedder,

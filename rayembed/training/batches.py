@@ -4,7 +4,8 @@ import hashlib
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rayembed.data.plan import BatchPlan, choose_group
+from rayembed.data.datasets import Dataset, Datasets
+from rayembed.data.labels import LabelIndex, choose_labelled_group
+from rayembed.data.plan import Plan, choose_group
+from rayembed.data.shuffle import shuffled_positive
+from rayembed.data.tasks import CLASS, STS
 from rayembed.data.tokens import TokenRow, TokenStore
 from rayembed.models.embedder import TokenBatch, pad_chunks
 from rayembed.models.pairs import PairLayout
@@ -46,14 +51,21 @@ class Batch:
     """For embedders B queries, and B x G passages query by query; for rerankers B x G pairs."""
 
     teacher: Tensor | None
-    """[B, G] the teacher's scores; None without distillation."""
+    """[B, G] the teacher's scores, or of scored pairs [B, 1] the people's; None without distillation."""
 
     keys: Keys
+    dataset: Dataset
+    """What the rows are of: group size, loss, and whether groups stay alone."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
         teacher = None if self.teacher is None else self.teacher.to(device, non_blocking=True)
-        return Batch(tuple(texts.to(device) for texts in self.inputs), teacher, self.keys.to(device))
+        return replace(
+            self,
+            inputs=tuple(texts.to(device) for texts in self.inputs),
+            teacher=teacher,
+            keys=self.keys.to(device),
+        )
 
     @property
     def num_queries(self) -> int:
@@ -66,11 +78,15 @@ class BatchSource:
     """Everything that a batch is made from; the same on every worker but for `rank`."""
 
     tokens: TokenStore
-    plan: BatchPlan
+    datasets: Datasets
+    plan: Plan
     rank: int
     world_size: int
-    group_size: int
     distill: bool
+    shuffle_ratio: float = 0.0
+    special_tokens: tuple[int, int] = (1, 1)
+    """How many the tokenizer puts before and after a text, which stay where they are when a text is shuffled."""
+
     layout: PairLayout | None
     """How query and passage become one text. None: they stay two."""
 
@@ -80,39 +96,67 @@ class BatchSource:
     sub_batch_size: int | None
     pin_memory: bool
 
+    @cached_property
+    def _labels(self) -> LabelIndex:
+        return LabelIndex.of(self.datasets)
+
     def batch(self, number: int) -> Batch:
         """This worker's part of a batch, by the batch's number from the start of training."""
-        rows = np.split(self.plan.rows(number), self.world_size)[self.rank]
-        epoch = self.plan.epoch(number)
-        queries: list[Tokens] = []
-        passages: list[Tokens] = []
-        known: list[list[Tokens]] = []
-        teacher = []
-        for row in rows.tolist():
-            tokens = self.tokens.row(row)
-            positive, negatives = choose_group(
-                self.plan.seed,
-                epoch,
-                row,
-                num_pos=len(tokens.pos),
-                num_neg=len(tokens.neg),
-                group_size=self.group_size,
-            )
-            queries.append(tokens.query)
-            passages += [tokens.pos[positive], *(tokens.neg[i] for i in negatives)]
-            known.append(tokens.pos)
-            if self.distill:
-                teacher.append(_teacher_scores(tokens, positive, negatives))
+        rows = np.split(self.plan.rows(number), self.world_size)[self.rank].tolist()
+        dataset = self.datasets.items[self.plan.dataset(number)]
+        groups = [self._group(row, dataset, self.plan.dataset_epoch(number)) for row in rows]
+        queries = [group.query for group in groups]
+        passages = [passage for group in groups for passage in group.passages]
+        scores = [group.scores for group in groups if group.scores is not None]
+        if dataset.type == CLASS:  # all texts of a label are alike: none is a negative of another
+            labels = [[_number_key(int(self.datasets.labels[row]))] for row in rows]
+            of_passages = [_number_key(label) for group in groups for label in group.labels]
+        else:
+            labels = [[*map(_key, group.positives)] for group in groups]
+            of_passages = [*map(_key, passages)]
         return Batch(
-            self._inputs(queries, passages),
-            torch.from_numpy(np.stack(teacher)) if self.distill else None,
-            _keys(queries, known, passages),
+            self._inputs(queries, passages, dataset.group_size),
+            torch.from_numpy(np.stack(scores)) if scores else None,
+            Keys(torch.tensor([*map(_key, queries)]), _padded(labels), torch.tensor(of_passages)),
+            dataset,
         )
 
-    def _inputs(self, queries: list[Tokens], passages: list[Tokens]) -> tuple[TokenBatch, ...]:
+    def _group(self, row: int, dataset: Dataset, epoch: int) -> "_Group":
+        tokens, seed = self.tokens.row(row), self.plan.seed
+        if dataset.type == CLASS:
+            positive, negatives = choose_labelled_group(
+                seed, epoch, row, index=self._labels, group_size=dataset.group_size
+            )
+            drawn = [positive, *negatives.tolist()]
+            texts = [self.tokens.row(other).query for other in drawn]
+            return _Group(tokens.query, texts, None, [], [int(self.datasets.labels[other]) for other in drawn])
+        positive, negatives = choose_group(
+            seed,
+            epoch,
+            row,
+            num_pos=len(tokens.pos),
+            num_neg=len(tokens.neg),
+            group_size=dataset.group_size,
+        )
+        before, after = self.special_tokens
+        read = shuffled_positive(
+            tokens.pos[positive],
+            seed=seed,
+            epoch=epoch,
+            row=row,
+            ratio=self.shuffle_ratio,
+            before=before,
+            after=after,
+        )
+        passages = [read, *(tokens.neg[i] for i in negatives)]
+        taught = self.distill or dataset.type == STS
+        scores = _teacher_scores(tokens, positive, negatives) if taught else None
+        return _Group(tokens.query, passages, scores, tokens.pos, [])
+
+    def _inputs(self, queries: list[Tokens], passages: list[Tokens], group_size: int) -> tuple[TokenBatch, ...]:
         if self.layout is None:
             return self._pad(queries), self._pad(passages)
-        packed = [self.layout.pack(queries[i // self.group_size], passage) for i, passage in enumerate(passages)]
+        packed = [self.layout.pack(queries[i // group_size], passage) for i, passage in enumerate(passages)]
         types = None if self.layout.types is None else [kinds for _, kinds in packed]
         return (self._pad([ids for ids, _ in packed], types),)
 
@@ -159,16 +203,37 @@ class BatchSource:
             stop.set()
 
 
+@dataclass(frozen=True)
+class _Group:
+    """A row's query with the passages that were drawn for it, the positive first."""
+
+    query: Tokens
+    passages: list[Tokens]
+    scores: NDArray[np.float32] | None
+    """[G]"""
+
+    positives: list[Tokens]
+    """All of the row."""
+
+    labels: list[int]
+    """Of labelled texts: of each passage."""
+
+
 def _teacher_scores(tokens: TokenRow, positive: int, negatives: NDArray[np.int64]) -> NDArray[np.float32]:
     assert tokens.pos_scores is not None, "checked before training"
+    if not len(negatives):
+        return tokens.pos_scores[[positive]].astype(np.float32)
     assert tokens.neg_scores is not None, "checked before training"
     return np.concatenate([tokens.pos_scores[[positive]], tokens.neg_scores[negatives]]).astype(np.float32)
 
 
-def _keys(queries: list[Tokens], positives: list[list[Tokens]], passages: list[Tokens]) -> Keys:
-    most = max(map(len, positives))
-    known = [[*map(_key, texts), *[0] * (most - len(texts))] for texts in positives]
-    return Keys(torch.tensor([*map(_key, queries)]), torch.tensor(known), torch.tensor([*map(_key, passages)]))
+def _padded(keys: list[list[int]]) -> Tensor:
+    most = max(map(len, keys))
+    return torch.tensor([[*own, *[0] * (most - len(own))] for own in keys])
+
+
+def _number_key(number: int) -> int:
+    return number + 1
 
 
 def _key(text: Tokens) -> int:

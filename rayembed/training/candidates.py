@@ -6,7 +6,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rayembed.config.train import TrainConfig
 from rayembed.losses import by_keys, share_keys
 from rayembed.models.m3 import pad_tokens
 from rayembed.models.similarity import Similarity
@@ -19,9 +18,20 @@ Texts = Mapping[str, Tensor]
 class Candidates:
     """The passages that compete. Shapes: B queries of this worker, R of those compared, P passages, G in a group."""
 
-    def __init__(self, train: TrainConfig, *, num_queries: int, group_size: int, device: torch.device) -> None:
-        self.own_group_alone = train.no_in_batch_neg
-        self._across = train.negatives_cross_device and not train.no_in_batch_neg
+    def __init__(
+        self, *, num_queries: int, group_size: int, own_group_alone: bool, across: bool, device: torch.device
+    ) -> None:
+        """Places this worker's queries.
+
+        Args:
+            num_queries: B.
+            group_size: G.
+            own_group_alone: a query competes within its own group.
+            across: and else with the passages of all workers, not of its own alone.
+            device: of the vectors.
+        """
+        self.own_group_alone = own_group_alone
+        self._across = across and not own_group_alone
         self._num_queries, self.group_size = num_queries, group_size
         first = first_row(num_queries) if self._across else 0
         rows = torch.arange(num_queries, device=device)

@@ -13,8 +13,13 @@ import torch.distributed as dist
 
 from rayembed.config import Experiment
 from rayembed.config.deepspeed import deepspeed_settings
-from rayembed.data.plan import BatchPlan, total_batches
+from rayembed.data.datasets import read_datasets
+from rayembed.data.mixing import batch_plan
+from rayembed.data.passes import TextKeys
+from rayembed.data.plan import total_batches
+from rayembed.data.store import Store
 from rayembed.data.tokens import TokenStore
+from rayembed.models.encoding import special_tokens
 from rayembed.models.families import FAMILIES
 from rayembed.models.guide import load_guide
 from rayembed.models.loading import prepare_for_training
@@ -37,6 +42,7 @@ class Worker:
     rank: int
     world_size: int
     device: torch.device
+    rows: Path
     tokens: Path
     parts: tuple[str, ...]
     train_folder: Path
@@ -127,7 +133,7 @@ def _steps(
             **figures,
             "learning_rate": learning_rate,
             "grad_norm": engine.grad_norm,
-            "negatives_per_query": negatives_per_query(experiment),
+            "negatives_per_query": negatives_per_query(experiment, batch.dataset),
         }
         if log is not None:
             log.write(figures)
@@ -140,15 +146,23 @@ def batch_source(experiment: Experiment, worker: Worker) -> BatchSource:
     """The worker's batches, by the experiment's settings."""
     config = experiment.train
     assert config is not None
-    tokens = TokenStore(worker.tokens, worker.parts)
+    tokens, rows = TokenStore(worker.tokens, worker.parts), Store.open(worker.rows)
+    datasets, data = read_datasets(rows, experiment), experiment.data
     tokenizer = build_tokenizer(experiment)
     reads_pairs = FAMILIES[experiment.model.family].reads == "pairs"
     return BatchSource(
         tokens=tokens,
-        plan=BatchPlan(len(tokens), experiment.global_batch_size(), experiment.seed),
+        datasets=datasets,
+        plan=batch_plan(
+            datasets,
+            experiment,
+            lengths=tokens.lengths() if data.length_grouping else None,
+            keys=TextKeys.of(rows) if data.no_duplicates_within_batch else None,
+        ),
         rank=worker.rank,
         world_size=worker.world_size,
-        group_size=experiment.data.train_group_size,
+        shuffle_ratio=data.shuffle_ratio,
+        special_tokens=(0, 0) if reads_pairs else special_tokens(tokenizer),
         distill=config.knowledge_distillation,
         layout=pair_layout(tokenizer, experiment) if reads_pairs else None,
         pad_token=int(tokenizer.pad_token_id),
@@ -201,13 +215,17 @@ def _seed_dropout(seed: int, batch: int, rank: int) -> None:
 
 def _opening(experiment: Experiment, source: BatchSource, total_steps: int, done: int) -> str:
     plan = source.plan
-    negatives = negatives_per_query(experiment)
+    negatives = " or ".join(f"{number:,}" for number in _negatives(experiment, source))
     resumed = f", resumed after step {done:,}" if done else ""
     return (
         f"train: {plan.num_rows:,} rows, batches of {plan.global_batch_size:,} queries on {source.world_size} workers, "
-        f"{negatives:,} negatives a query, {total_steps:,} steps{resumed}; {plan.rows_left_out:,} rows an epoch "
+        f"{negatives} negatives a query, {total_steps:,} steps{resumed}; {plan.rows_left_out:,} rows an epoch "
         "fill no whole batch and sit it out"
     )
+
+
+def _negatives(experiment: Experiment, source: BatchSource) -> list[int]:
+    return sorted({negatives_per_query(experiment, dataset) for dataset in source.datasets.items})
 
 
 def _detail(figures: dict[str, float]) -> str:

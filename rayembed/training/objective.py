@@ -11,11 +11,15 @@ from torch import Tensor
 from rayembed.config import Experiment
 from rayembed.config.families import M3Config
 from rayembed.config.train import TrainConfig
+from rayembed.data.datasets import Dataset
+from rayembed.data.tasks import STS
 from rayembed.losses import (
     KD_LOSSES,
     FourWays,
+    angle,
     beginnings,
     by_margin,
+    cosent,
     flops,
     improved_info_nce,
     info_nce,
@@ -28,6 +32,7 @@ from rayembed.models.families import FAMILIES
 from rayembed.models.similarity import SIMILARITIES, compacted_sparse
 from rayembed.training.batches import Batch
 from rayembed.training.candidates import Candidates, Texts, of_all_workers
+from rayembed.training.gather import gather_with_grad
 
 DENSE = SIMILARITIES["dense"]
 
@@ -44,7 +49,6 @@ class Objective:
         """
         assert experiment.train is not None
         self._train, self._temperature = experiment.train, experiment.temperature()
-        self._group_size = experiment.data.train_group_size
         self._pairs = FAMILIES[experiment.model.family].reads == "pairs"
         self._m3 = experiment.m3 or M3Config()
         self._normalize = experiment.model.normalize_embeddings
@@ -61,10 +65,13 @@ class Objective:
         if self._pairs:
             return self._of_pairs(outputs[0], batch)
         queries, passages = ({"dense": out} if isinstance(out, Tensor) else out for out in outputs)
+        if batch.dataset.type == STS:
+            return self._of_scored_pairs(queries["dense"], passages["dense"], batch)
         candidates = Candidates(
-            self._train,
             num_queries=batch.num_queries,
-            group_size=self._group_size,
+            group_size=batch.dataset.group_size,
+            own_group_alone=batch.dataset.no_in_batch_neg,
+            across=self._train.negatives_cross_device,
             device=queries["dense"].device,
         )
         gathered = candidates.gather(passages)
@@ -74,9 +81,9 @@ class Objective:
         return self._of_heads(compared, dense, step) if "sparse" in queries else dense
 
     def _of_pairs(self, output: Tensor, batch: Batch) -> Tensor:
-        scores = output.view(batch.num_queries, self._group_size)
+        scores = output.view(batch.num_queries, batch.dataset.group_size)
         positives = torch.zeros(batch.num_queries, dtype=torch.long, device=scores.device)
-        if self._train.loss_type == "pointwise_bce":
+        if batch.dataset.loss == "pointwise_bce":
             return pointwise_bce(
                 scores,
                 positives,
@@ -85,6 +92,23 @@ class Objective:
                 teacher_temperature=self._train.teacher_temperature,
             )
         return selected_loss(scores, positives, batch.teacher, self._train, temperature=self._temperature)
+
+    def _of_scored_pairs(self, firsts: Tensor, seconds: Tensor, batch: Batch) -> Tensor:
+        """Pairs of pairs of all workers, whose order is to be that of the people's scores; the same on every worker."""
+        assert batch.teacher is not None
+        labels = gather_with_grad(batch.teacher[:, 0])
+        sides = [gather_with_grad(side) for side in (firsts, seconds)]
+        dims = self._train.mrl_dims
+        cut = [beginnings(side, dims, normalize=self._normalize) if dims else [side] for side in sides]
+        temperature = self._train.scored_pairs_temperature
+        losses = []
+        for first, second in zip(*cut, strict=True):
+            if batch.dataset.loss == "angle":
+                losses.append(angle(first, second, labels, temperature=temperature))
+            else:
+                scores = torch.cosine_similarity(first, second, dim=-1)
+                losses.append(cosent(scores, labels, temperature=temperature))
+        return torch.stack(losses).mean()
 
     def _allowed(self, compared: "_Compared") -> Tensor | None:
         """[B, P] bool, False where a passage is no negative of the query. None: all are."""
@@ -100,7 +124,7 @@ class Objective:
                 own = [{"dense": self._guide.embed(texts)} for texts in compared.batch.inputs]
             judged = own[0], candidates.gather(own[1])
         scores = candidates.scores(DENSE, *judged)
-        near = by_margin(scores, candidates.positives, self._group_size, train.false_negative_margin)
+        near = by_margin(scores, candidates.positives, candidates.group_size, train.false_negative_margin)
         return near if allowed is None else allowed & near
 
     def _dense(self, compared: "_Compared") -> Tensor:
@@ -121,17 +145,17 @@ class Objective:
         return torch.stack(losses).mean()
 
     def _of_vectors(self, compared: "_Compared") -> Tensor:
-        candidates, allowed = compared.candidates, compared.allowed
+        candidates, allowed, loss = compared.candidates, compared.allowed, compared.batch.dataset.loss
         scores = candidates.scores(DENSE, compared.queries, compared.gathered)
-        if self._train.loss_type == "info_nce":
+        if loss == "info_nce":
             return self._select(compared)(scores)
-        queries, positives = compared.queries["dense"], compared.passages["dense"][:: self._group_size]
+        queries, positives = compared.queries["dense"], compared.passages["dense"][:: candidates.group_size]
         every_query = candidates.gather_rows(queries)
         of_query, of_positive = (
             candidates.other_queries(compared.batch.keys) if self._train.mask_same_texts else (None, None)
         )
         reverse = positives @ every_query.T
-        if self._train.loss_type == "symmetric_info_nce":
+        if loss == "symmetric_info_nce":
             return symmetric_info_nce(
                 scores,
                 candidates.positives,
@@ -146,7 +170,7 @@ class Objective:
             candidates.positives,
             candidates.queries,
             temperature=self._temperature,
-            group_size=self._group_size,
+            group_size=candidates.group_size,
             allowed=FourWays(allowed, of_query, of_positive, allowed),
         )
 
@@ -230,11 +254,11 @@ def selected_loss(
     )
 
 
-def negatives_per_query(experiment: Experiment) -> int:
-    """Passages that compete with each query's positive."""
-    train, group_size = experiment.train, experiment.data.train_group_size
+def negatives_per_query(experiment: Experiment, dataset: Dataset) -> int:
+    """Passages that compete with each query's positive in a dataset's batches of its longest texts."""
+    train = experiment.train
     assert train is not None
-    if train.no_in_batch_neg or experiment.trains_reranker():
-        return group_size - 1
-    queries = experiment.global_batch_size()
-    return (queries if train.negatives_cross_device else queries // experiment.ray.num_workers) * group_size - 1
+    if dataset.no_in_batch_neg or experiment.trains_reranker() or dataset.type == STS:
+        return dataset.group_size - 1
+    workers = 1 if train.negatives_cross_device else experiment.ray.num_workers
+    return dataset.batch_size // workers * dataset.group_size - 1

@@ -1,8 +1,12 @@
 """Batches whose texts are numbers: vectors come from a small tower, keys say which texts are the same."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from rayembed.config import Experiment
+from rayembed.data.datasets import Dataset
 from rayembed.training.batches import Batch, Keys
 
 
@@ -12,8 +16,21 @@ def different_keys(num_queries: int, group_size: int) -> Keys:
     return Keys(passages[::group_size] + 10**6, passages[::group_size].unsqueeze(1), passages)
 
 
-def worker_batch(keys: Keys, teacher: Tensor | None, rank: int, world_size: int) -> Batch:
+def one_dataset(experiment: Experiment, **settings: Any) -> Dataset:  # noqa: ANN401 - of a dataset
+    """Of all rows, as the experiment says."""
+    train = experiment.train
+    assert train is not None
+    told = {
+        "group_size": experiment.data.train_group_size,
+        "loss": train.loss_type,
+        "no_in_batch_neg": train.no_in_batch_neg,
+        "batch_sizes": ((None, experiment.global_batch_size()),),
+    }
+    return Dataset(**{"name": "", "type": None, "num_rows": 0, "weight": 1.0, **told, **settings})
+
+
+def worker_batch(keys: Keys, teacher: Tensor | None, dataset: Dataset, rank: int, world_size: int) -> Batch:
     """One worker's part of a global batch; without token ids, which no loss reads."""
     parts = (keys.queries, keys.positives, keys.passages)
     own = Keys(*(part.chunk(world_size)[rank] for part in parts))
-    return Batch((), None if teacher is None else teacher.chunk(world_size)[rank], own)
+    return Batch((), None if teacher is None else teacher.chunk(world_size)[rank], own, dataset)

@@ -16,7 +16,7 @@ from rayembed.config.data import DataConfig
 from rayembed.config.model import ModelConfig, Pooling
 from rayembed.config.ray import RayConfig
 from rayembed.config.train import TrainConfig
-from rayembed.data.store import ROWS
+from rayembed.data.store import ROWS, StoreWriter
 from rayembed.data.tokens import write_tokens
 from rayembed.models.encoding import tokenize
 from rayembed.models.loading import load_tokenizer
@@ -48,6 +48,10 @@ def write_row_tokens(rows: list[dict[str, Any]], model: Path, folder: Path) -> N
     """Token files of two parts; texts may be longer than what is kept of them."""
     tokenizer = load_tokenizer(str(model), padding_side="right")
     folder.mkdir()
+    writer = StoreWriter(folder / "rows", ROWS, len(rows))
+    for row in rows:
+        writer.add(row)
+    writer.finish()
     half = len(rows) // 2
     for part, some in zip(PARTS, (rows[:half], rows[half:]), strict=True):
         write_tokens(
@@ -117,6 +121,7 @@ def train_one(setup: Experiment, run: Run, kill_after: int | None = None, resume
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
         device=torch.device("cpu"),
+        rows=run.tokens / "rows",
         tokens=run.tokens,
         parts=PARTS,
         train_folder=run.folder / "train",

@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
 from rayembed.config.model import ModelConfig
+from rayembed.data.datasets import Dataset, Datasets
 from rayembed.data.plan import BatchPlan, choose_group
 from rayembed.data.store import ROWS
 from rayembed.data.tokens import TokenStore, write_tokens
@@ -20,6 +22,16 @@ from rayembed.models.pairs import PairLayout
 from rayembed.training.batches import Batch, BatchSource
 
 NUM_ROWS, BATCH, GROUP, PAD = 11, 4, 3, 0
+DATASET = Dataset(
+    name="",
+    type=None,
+    num_rows=NUM_ROWS,
+    batch_sizes=((None, BATCH),),
+    group_size=GROUP,
+    loss="info_nce",
+    no_in_batch_neg=False,
+    weight=1.0,
+)
 
 
 @pytest.fixture
@@ -53,10 +65,10 @@ def source(tmp_path: Path) -> BatchSource:
         )
     return BatchSource(
         tokens=TokenStore(tmp_path, ["0", "1"]),
+        datasets=Datasets((DATASET,), np.zeros(NUM_ROWS, np.int32), np.full(NUM_ROWS, -1, np.int32)),
         plan=BatchPlan(NUM_ROWS, BATCH, seed=3),
         rank=0,
         world_size=1,
-        group_size=GROUP,
         distill=True,
         layout=None,
         pad_token=PAD,

@@ -21,7 +21,7 @@ from rayembed.models.embedder import Embedder, TokenBatch, pad_chunks
 from rayembed.models.loading import load_embedder, prepare_for_training
 from rayembed.training.engine import Engine
 from rayembed.training.objective import Objective
-from tests.training.made_batches import different_keys, worker_batch
+from tests.training.made_batches import different_keys, one_dataset, worker_batch
 from tests.training.processes import in_workers
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "deepspeed"
@@ -107,7 +107,9 @@ def run(engine: Engine, setup: Experiment, first: int, last: int) -> tuple[list[
         torch.manual_seed(100 * number + dist.get_rank())
         place = dist.get_rank(), dist.get_world_size()
         vectors = engine(batch(number, *place))
-        engine.backward(objective(vectors, worker_batch(different_keys(QUERIES, GROUP), None, *place)))
+        engine.backward(
+            objective(vectors, worker_batch(different_keys(QUERIES, GROUP), None, one_dataset(setup), *place))
+        )
         rate = engine.learning_rate
         if engine.step():
             norms.append(engine.grad_norm)

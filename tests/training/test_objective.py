@@ -14,7 +14,7 @@ from rayembed.config.ray import RayConfig
 from rayembed.config.train import TrainConfig
 from rayembed.training.batches import Keys
 from rayembed.training.objective import Objective, negatives_per_query
-from tests.training.made_batches import different_keys, worker_batch
+from tests.training.made_batches import different_keys, one_dataset, worker_batch
 from tests.training.processes import in_workers
 
 QUERIES, GROUP, WIDTH = 8, 3, 6
@@ -78,7 +78,9 @@ def losses_and_gradients() -> dict[str, tuple[Tensor, list[Tensor]]]:
         model, experiment = tower(), setup(**settings)
         vectors = [F.normalize(model(part.chunk(world_size)[rank]), dim=-1) for part in (queries, passages)]
         taught = teacher if settings["knowledge_distillation"] else None
-        loss = Objective(experiment)(vectors, worker_batch(same_texts(), taught, rank, world_size))
+        loss = Objective(experiment)(
+            vectors, worker_batch(same_texts(), taught, one_dataset(experiment), rank, world_size)
+        )
         loss.backward()
         found[name] = loss.detach(), [p.grad for p in model.parameters() if p.grad is not None]
     return found
@@ -151,4 +153,4 @@ def test_negatives_a_query_are_the_columns_less_the_positive(
         ray=RayConfig(num_workers=4),
         train=TrainConfig(per_device_train_batch_size=2, **settings),
     )
-    assert negatives_per_query(experiment) == expected
+    assert negatives_per_query(experiment, one_dataset(experiment)) == expected

@@ -14,7 +14,7 @@ from rayembed.config.families import M3Config
 from rayembed.config.model import ModelConfig
 from rayembed.config.train import TrainConfig
 from rayembed.training.objective import Objective
-from tests.training.made_batches import different_keys, worker_batch
+from tests.training.made_batches import different_keys, one_dataset, worker_batch
 from tests.training.processes import in_workers
 
 QUERIES, GROUP, VOCABULARY, WIDTH, T = 8, 3, 40, 6, 0.1
@@ -90,8 +90,9 @@ def losses_and_gradients() -> dict[str, tuple[Tensor, list[Tensor]]]:
         own = [every[rank * n : (rank + 1) * n] for every, n in zip(global_texts(), share, strict=True)]
         outputs = [tower(part, heads=m3 is not None) for part in own]
         taught = teacher() if train.get("knowledge_distillation") else None
-        batch = worker_batch(different_keys(QUERIES, GROUP), taught, rank, world_size)
-        loss = Objective(setup(train, m3))(outputs, batch, step=1)
+        experiment = setup(train, m3)
+        batch = worker_batch(different_keys(QUERIES, GROUP), taught, one_dataset(experiment), rank, world_size)
+        loss = Objective(experiment)(outputs, batch, step=1)
         loss.backward()
         found[name] = loss.detach(), [torch.zeros_like(p) if p.grad is None else p.grad for p in tower.parameters()]
     return found
@@ -148,7 +149,8 @@ def test_losses_are_those_of_their_formulas(alone: dict[str, tuple[Tensor, list[
 
 def test_the_sum_teaches_from_its_step_on() -> None:
     outputs = [Tower()(part, heads=True) for part in global_texts()]
-    batch = worker_batch(different_keys(QUERIES, GROUP), None, 0, 1)
-    objective = Objective(setup({}, {"self_distill_start_step": 3}))
+    experiment = setup({}, {"self_distill_start_step": 3})
+    batch = worker_batch(different_keys(QUERIES, GROUP), None, one_dataset(experiment), 0, 1)
+    objective = Objective(experiment)
     never = Objective(setup({}, {"use_self_distill": False}))(outputs, batch)
     assert [bool(objective(outputs, batch, step=step) == never) for step in (0, 2, 3, 9)] == [True, True, False, False]
