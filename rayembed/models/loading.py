@@ -234,7 +234,9 @@ def dropout_keys(settings: PretrainedConfig) -> list[str]:
     return [
         key
         for key, value in settings.to_dict().items()
-        if "dropout" in key and isinstance(value, int | float) and not isinstance(value, bool)
+        if ("dropout" in key or key.endswith("_pdrop"))  # GPT-2's word for it
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
     ]
 
 
@@ -246,8 +248,17 @@ def prepare_for_training(
     gradient_checkpointing: bool,
     fix_encoder: bool = False,
 ) -> None:
-    """Freezes what gets no gradient (the pooler head; on wish position embeddings, or the encoder); checkpointing."""
+    """Freezes what gets no gradient (the pooler head; on wish position embeddings, or the encoder); checkpointing.
+
+    Raises:
+        ValueError: the architecture knows no checkpointing.
+    """
     backbone: Any = model.backbone
+    if gradient_checkpointing and not backbone.supports_gradient_checkpointing:
+        raise ValueError(
+            f"train.gradient_checkpointing is true, and {type(backbone).__name__} cannot compute activations again; "
+            "set it to false, and a smaller batch if memory is short"
+        )
     for name, parameter in backbone.named_parameters():
         unused = name.startswith("pooler.")
         fixed = fix_position_embedding and FAMILIES[family].position_embeddings in name
