@@ -86,7 +86,7 @@ class EvaluateConfig:
     null: none, which is right for embedders alone."""
 
     rerank_top_k: int = Field(default=100, ge=1)
-    """Passages a query that a reranker reads, the retriever's best."""
+    """Passages a query that a reranker reads, the retriever's best; and that BGE-M3's heads are compared on."""
 
     significance_metric: str = Field(default="ndcg@10", pattern=r"^(ndcg|map|recall|precision|mrr)@\d+$")
     """Metric whose difference, base against tuned, is tested and whose queries won and lost are shown."""

@@ -82,6 +82,8 @@ def plan(experiment: Experiment) -> str:
 
 
 def _data(experiment: Experiment) -> Prepared:
+    if experiment.trains_reranker() and experiment.encode.model is None:
+        raise ValueError("a reranker gives no vectors; set encode.model to an embedder")
     corpus = bool(experiment.data.corpus) or experiment.data.evaluation is None
     prepared = prepare(experiment, rows=False, corpus=corpus)
     prepared.report.raise_if_errors()

@@ -155,12 +155,22 @@ def _reads(experiment: Experiment, config: EvaluateConfig, evaluation: Evaluatio
     return {
         **encoding,
         "weights": dict(zip(models, encoding["weights"], strict=True)),
-        **({"max_len": max_seq_length(experiment)} if experiment.trains_reranker() else {}),
+        **(_reads_of_reranker(experiment) if experiment.trains_reranker() else {}),
+        **({"m3": asdict(experiment.m3)} if experiment.m3 is not None else {}),
         "queries": evaluation.queries.fingerprint,
         "corpus": evaluation.corpus.fingerprint,
         "qrels": fingerprint(evaluation.qrels),
         "evaluate": asdict(config),
         "seed": experiment.seed,
+    }
+
+
+def _reads_of_reranker(experiment: Experiment) -> Reads:
+    found = retriever(experiment)
+    return {
+        "max_len": max_seq_length(experiment),
+        "reranker": None if experiment.reranker is None else asdict(experiment.reranker),
+        "retriever": encoding_reads(found, found.model.name_or_path),
     }
 
 
@@ -170,7 +180,7 @@ def _judge(experiment: Experiment, config: EvaluateConfig, evaluation: Evaluatio
     asked = retriever(experiment) if experiment.trains_reranker() else experiment
     wanted = [Wanted(evaluation.queries, "query"), Wanted(evaluation.corpus, "passage")]
     queries, passages = encode_stores(asked, wanted, model=model)
-    k = max(*config.k_values, _metric_k(config), config.rerank_top_k if experiment.trains_reranker() else 1)
+    k = max(*config.k_values, _metric_k(config), config.rerank_top_k if _reorders(experiment) else 1)
     tops = ShardTops(
         search_shards(asked, queries, passages, k, use_gpu=asked.ray.use_gpu, exact=True), evaluation.corpus
     )
@@ -186,6 +196,11 @@ def _judge(experiment: Experiment, config: EvaluateConfig, evaluation: Evaluatio
         return products
 
     return _judged(config, evaluation, merged, scores)
+
+
+def _reorders(experiment: Experiment) -> bool:
+    """Whether more passages are to be found than the metrics look at, for others to order."""
+    return experiment.trains_reranker() or experiment.model.family == "m3"
 
 
 def _judge_reranker(experiment: Experiment, config: EvaluateConfig, evaluation: Evaluation, model: str) -> Judged:

@@ -1,5 +1,6 @@
 """Which training rows a job reads: by default what the job before it wrote."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,11 @@ def check_kinds(rows: Store, job: str) -> None:
 def _check_dataset(experiment: Experiment, dataset: Dataset) -> None:
     train, of = experiment.train, f" of dataset {dataset.name!r}" if dataset.name else ""
     assert train is not None
+    if dataset.type != STS:  # the experiment's checks, with what this dataset has of its own
+        own: dict[str, Any] = {"loss_type": dataset.loss, "no_in_batch_neg": dataset.no_in_batch_neg}
+        replace(experiment, train=replace(train, **own))
+    elif experiment.m3 is not None and experiment.m3.fix_encoder:
+        raise ValueError(f"the rows{of} are scored pairs, which train dense vectors; set m3.fix_encoder: false")
     if dataset.type == STS and experiment.trains_reranker():
         raise ValueError(f"the rows{of} are scored pairs, which train embedders; model.family is a reranker")
     if dataset.type != STS and negatives_per_query(experiment, dataset) == 0:

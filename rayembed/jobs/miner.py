@@ -15,12 +15,18 @@ def miner(experiment: Experiment) -> Experiment:
     config = experiment.mine
     if config is None or config.model is None:
         return experiment
+    decoder = experiment.model.family == "decoder"
     model = ModelConfig(
         name_or_path=config.model,
-        family="encoder" if experiment.trains_reranker() else experiment.model.family,
+        family="decoder" if decoder else "encoder",
         pooling=config.pooling,
         query_instruction_for_retrieval=config.query_instruction_for_retrieval,
         passage_instruction_for_retrieval=config.passage_instruction_for_retrieval,
         trust_remote_code=experiment.model.trust_remote_code,
     )
-    return replace(experiment, model=model, mine=replace(config, rounds=1), train=None)
+    return with_embedder(replace(experiment, mine=replace(config, rounds=1)), model)
+
+
+def with_embedder(experiment: Experiment, model: ModelConfig) -> Experiment:
+    """The experiment with another model in the place of the one that is trained, without the sections of families."""
+    return replace(experiment, model=model, m3=None, lora=None, reranker=None, train=None, evaluate=None)

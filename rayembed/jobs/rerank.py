@@ -12,6 +12,7 @@ from rayembed.config.model import ModelConfig
 from rayembed.data.prompts import passage_text, query_text
 from rayembed.data.storage import fingerprint, whole_file
 from rayembed.data.store import Store
+from rayembed.jobs.miner import with_embedder
 from rayembed.jobs.pairs import PairSource, score_pairs, sizes_of_parts
 from rayembed.jobs.shipping import received, shipped
 from rayembed.models.probe import reranker_section
@@ -23,12 +24,11 @@ Candidates = list[NDArray[np.int64]]
 
 def retriever(experiment: Experiment) -> Experiment:
     """The experiment with the embedder that finds passages for a reranker in the place of the model."""
-    assert experiment.evaluate is not None
-    name = experiment.evaluate.retriever
-    assert name is not None
+    name = experiment.evaluate.retriever if experiment.evaluate is not None else None
+    if name is None:
+        raise ValueError("a reranker orders what another model finds; set evaluate.retriever to an embedder")
     model = ModelConfig(name_or_path=name, trust_remote_code=experiment.model.trust_remote_code)
-    without = replace(experiment.evaluate, retriever=None)
-    return replace(experiment, model=model, reranker=None, lora=None, train=None, mine=None, evaluate=without)
+    return replace(with_embedder(experiment, model), mine=None)
 
 
 def pair_scores(

@@ -48,7 +48,10 @@ def rounds_of(experiment: Experiment) -> list[Round]:
             export=experiment.export if number == count else None,
         )
         model = base if number == 1 else replace(base, name_or_path=str(before))
-        found.append(Round(number, replace(compares, model=model), compares))
+        lora = experiment.lora
+        if lora is not None and number > 1:  # the model of the round before has these adapters in it
+            lora = replace(lora, raw_peft=[], from_peft=None)
+        found.append(Round(number, replace(compares, model=model, lora=lora), compares))
         mine = replace(
             mine,
             model=None,

@@ -13,11 +13,18 @@ _EXPERIMENT = TypeAdapter(Experiment)
 
 def shipped(experiment: Experiment) -> str:
     """The experiment as JSON; folders of models become absolute, the DeepSpeed file its content."""
-    train, score = experiment.train, experiment.score
+    train, score, lora = experiment.train, experiment.score, experiment.lora
+    if train is not None:
+        guide = train.guide_model and absolute(train.guide_model)
+        train = replace(train, deepspeed=deepspeed_settings(experiment), guide_model=guide)
+    if lora is not None:
+        own = lora.from_peft and absolute(lora.from_peft)
+        lora = replace(lora, from_peft=own, raw_peft=[absolute(folder) for folder in lora.raw_peft])
     sent = replace(
         experiment,
         model=replace(experiment.model, name_or_path=absolute(experiment.model.name_or_path)),
-        train=train and replace(train, deepspeed=deepspeed_settings(experiment)),
+        train=train,
+        lora=lora,
         score=score and replace(score, model=absolute(score.model)),
     )
     return _EXPERIMENT.dump_json(sent).decode()

@@ -6,6 +6,7 @@ from typing import Any
 from rayembed.config import Experiment
 from rayembed.config.model import ModelConfig
 from rayembed.config.score import ScoreConfig
+from rayembed.jobs.miner import with_embedder
 from rayembed.jobs.vectors import PROMPTS, batching_reads
 from rayembed.models.loading import pooling_of, teacher_kind, weights_fingerprint
 from rayembed.models.pairs import PROMPT
@@ -60,4 +61,4 @@ def embedding_teacher(experiment: Experiment) -> Experiment:
         passage_instruction_for_retrieval=config.passage_instruction_for_retrieval,
         trust_remote_code=config.trust_remote_code,
     )
-    return replace(experiment, model=model, mine=None, train=None)  # sections that could not be with this model
+    return with_embedder(replace(experiment, mine=None), model)

@@ -13,8 +13,9 @@ from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.units import Unit, Work, run_units
 from rayembed.models.encoding import tokenize
 from rayembed.models.families import FAMILIES
-from rayembed.models.loading import check_length, tokenizer_fingerprint, tokenizer_of
+from rayembed.models.loading import check_length, tokenizer_fingerprint
 from rayembed.models.pairs import pair_layout
+from rayembed.models.trained import build_tokenizer
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ def tokenize_rows(experiment: Experiment, rows: Store) -> Tokenized:
             model.passage_instruction_format,
         ],
         "max_len": [data.query_max_len, data.passage_max_len],
-        "pairs": FAMILIES[model.family].reads == "pairs",
+        "family": model.family,
+        "new_tokens": model.additional_special_tokens,
     }
     folder = Path(experiment.cache()) / f"tokens-{fingerprint(depends_on)}"
     units = [Unit(f"{i:05d}", part.num_rows, {"part": i}) for i, part in enumerate(rows.parts)]
@@ -72,7 +74,7 @@ class TokenizeWorker:
         self._experiment = received(experiment)
         model = self._experiment.model
         self._rows = Store.open(Path(rows))
-        self._tokenizer = tokenizer_of(model)
+        self._tokenizer = build_tokenizer(self._experiment)
         data = self._experiment.data
         self._lengths, self._special = (data.query_max_len, data.passage_max_len), True
         if FAMILIES[model.family].reads == "pairs":

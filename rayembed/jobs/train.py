@@ -26,8 +26,11 @@ from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.tokenize import Tokenized, tokenize_rows
 from rayembed.models.adapters import check_adapter
 from rayembed.models.guide import check_guide
-from rayembed.models.loading import pooling_of, tokenizer_of, weights_fingerprint
+from rayembed.models.loading import load_config, pooling_of, weights_fingerprint
 from rayembed.models.pairs import pair_layout
+from rayembed.models.probe import reranker_section
+from rayembed.models.rerankers import check_pair_length
+from rayembed.models.trained import build_tokenizer
 from rayembed.training.objective import negatives_per_query
 
 logger = logging.getLogger(__name__)
@@ -105,7 +108,14 @@ def check_model(experiment: Experiment) -> None:
     if experiment.lora is not None:
         check_adapter(experiment.lora)
     if experiment.trains_reranker():
-        pair_layout(tokenizer_of(experiment.model), experiment)
+        pair_layout(build_tokenizer(experiment), experiment)
+        config = reranker_section(experiment, experiment.model.name_or_path)
+        check_pair_length(config, config.kind, "data.query_max_len + data.passage_max_len")
+    dims, remote = _section(experiment).mrl_dims, experiment.model.trust_remote_code
+    if dims:
+        width = int(load_config(experiment.model.name_or_path, trust_remote_code=remote).hidden_size)
+        if max(dims) > width:
+            raise ValueError(f"train.mrl_dims has {max(dims)}, and vectors have {width} dimensions; set at most that")
 
 
 def _section(experiment: Experiment) -> TrainConfig:
@@ -125,10 +135,22 @@ def _reads(experiment: Experiment, rows: Store) -> Reads:
         "data": {key: data[key] for key in OF_BATCHES},
         "train": {key: value for key, value in asdict(config).items() if key not in not_the_result},
         "deepspeed": deepspeed_settings(experiment),
+        **_adapters_and_guide(experiment),
         **{name: asdict(found) for name in OF_FAMILIES if (found := getattr(experiment, name)) is not None},
         "num_workers": experiment.ray.num_workers,
         "seed": experiment.seed,
     }
+
+
+def _adapters_and_guide(experiment: Experiment) -> Reads:
+    """Contents of what is read beside the model."""
+    lora, guide = experiment.lora, _section(experiment).guide_model
+    folders = [*lora.raw_peft, *filter(None, [lora.from_peft])] if lora is not None else []
+    found = {
+        "adapters": [weights_fingerprint(folder) for folder in folders],
+        "guide": guide and weights_fingerprint(guide),
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def _fit(experiment: Experiment, tokens: Tokenized, rows: Store, folder: Path) -> None:

@@ -61,7 +61,7 @@ def encoding_reads(experiment: Experiment, *names: str) -> dict[str, Any]:
         "model": {key: settings[key] for key in PROMPTS},
         "max_len": [experiment.max_len("query"), experiment.max_len("passage")],
         "dtype": experiment.encode.dtype,
-        **({"bidirectional": True} if experiment.model.bidirectional else {}),
+        "family": [experiment.model.family, experiment.model.bidirectional],
     }
 
 
@@ -124,7 +124,7 @@ def _depends_on(experiment: Experiment, wanted: Wanted, model: str, max_len: int
     return {
         "texts": [_texts_fingerprint(wanted.store), wanted.store.layout],
         "weights": weights_fingerprint(model),
-        "model": {key: settings[key] for key in ("pooling", *PROMPTS)},
+        "model": {key: settings[key] for key in ("family", "pooling", "bidirectional", *PROMPTS)},
         "side": wanted.side,
         "max_len": max_len,
         "dtype": experiment.encode.dtype,

@@ -79,7 +79,9 @@ def teacher_kind(name_or_path: str, *, trust_remote_code: bool = False) -> str:
 
 def pooling_of(config: ModelConfig) -> str:
     """The pooling in force: the experiment's, else the checkpoint's sentence-transformers files', else the family's."""
-    return config.pooling or _stored_pooling(config.name_or_path) or FAMILIES[config.family].pooling
+    family = FAMILIES[config.family]
+    stored = _stored_pooling(config.name_or_path) if config.pooling is None and family.reads == "texts" else None
+    return config.pooling or stored or family.pooling
 
 
 def _stored_pooling(name_or_path: str) -> str | None:

@@ -124,8 +124,12 @@ def token_weights(outputs: Mapping[str, Tensor], i: int) -> dict[int, float]:
 
 
 def unweighted_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Ids that are in no sparse vector: of beginning, end, padding and unknown tokens, where the tokenizer has them."""
-    ids = (tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
+    """Ids that are in no sparse vector: of beginning, end, padding and unknown tokens, where the tokenizer has them.
+
+    BERT's separator too, which ends every text; FlagEmbedding gives it a weight.
+    """
+    names = ("cls_token_id", "eos_token_id", "sep_token_id", "pad_token_id", "unk_token_id")
+    ids = [getattr(tokenizer, name) for name in names]
     return tuple(sorted({int(token) for token in ids if token is not None}))
 
 

@@ -177,8 +177,8 @@ def load_reranker(config: ScoreConfig, kind: str, *, device: torch.device) -> Re
     return Reranker(scorer.eval().to(device), tokenizer, config)
 
 
-def check_pair_length(config: ScoreConfig, kind: str) -> None:
-    """Refuses a `score.max_len` that the teacher has no positions for, a decoder's prompt included.
+def check_pair_length(config: ScoreConfig, kind: str, name: str = "score.max_len") -> None:
+    """Refuses a length of pairs that the model has no positions for, a decoder's prompt included; `name`: its setting.
 
     Raises:
         ValueError: names the setting and the longest text that the model can read.
@@ -188,7 +188,7 @@ def check_pair_length(config: ScoreConfig, kind: str) -> None:
         tokenizer = AutoTokenizer.from_pretrained(resolve(config.model), trust_remote_code=config.trust_remote_code)
         texts = [SEPARATOR, config.prompt or PROMPT]
         length += 2 * sum(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
-    setting = "score.max_len" if length == config.max_len else "score.max_len with the prompt twice"
+    setting = name if length == config.max_len else f"{name} with the prompt twice"
     check_length(config.model, length, setting, trust_remote_code=config.trust_remote_code)
 
 

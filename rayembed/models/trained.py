@@ -18,7 +18,7 @@ from rayembed.models.encoding import tokenize
 from rayembed.models.export import save_embedder, save_reranker
 from rayembed.models.families import FAMILIES
 from rayembed.models.loading import as_embedder, load_backbone, load_embedder, pooling_of, tokenizer_of
-from rayembed.models.m3 import M3Embedder, load_m3_heads, save_m3_heads, unweighted_tokens
+from rayembed.models.m3 import M3Embedder, has_m3_heads, load_m3_heads, save_m3_heads, unweighted_tokens
 from rayembed.models.pair_scorer import PairScorer
 from rayembed.models.rerankers import KINDS, answer_token
 
@@ -57,7 +57,9 @@ def _m3(experiment: Experiment) -> nn.Module:
 
 
 def _save_m3(model: M3Embedder, tokenizer: PreTrainedTokenizerBase, experiment: Experiment, folder: Path) -> None:
-    save_embedder(model, tokenizer, experiment, folder, further=partial(save_m3_heads, model))
+    trained = model.unified or has_m3_heads(experiment.model.name_or_path)  # others would pass for trained ones
+    further = partial(save_m3_heads, model) if trained else None
+    save_embedder(model, tokenizer, experiment, folder, further=further)
 
 
 def _decoder(experiment: Experiment) -> nn.Module:
@@ -89,6 +91,7 @@ def _save_adapted(model: Any, tokenizer: PreTrainedTokenizerBase, experiment: Ex
         plain = merged(model.backbone)
         check_merge(model.backbone, plain, _few_texts(tokenizer))
         save_adapter(model.backbone, folder.with_name(ADAPTER), base=experiment.model.name_or_path)
+        tokenizer.save_pretrained(folder.with_name(ADAPTER))  # it knows the new tokens
     if FAMILIES[experiment.model.family].reads == "pairs":
         save_reranker(PairScorer(plain, answer=model.answer), tokenizer, experiment, folder)
     else:

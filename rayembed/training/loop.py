@@ -246,8 +246,8 @@ def _finish(experiment: Experiment, worker: Worker, engine: Engine) -> None:
         model = build_model(experiment)  # a copy of its own: ZeRO 3 must not be run on one worker alone
         model.load_state_dict(weights)
         tokenizer = build_tokenizer(experiment)
+        save_model(model, tokenizer, experiment, worker.model_folder)  # first: what was trained for hours is kept
         found = probe(model.to(worker.device), tokenizer, worker.probe_texts, experiment)
-        save_model(model.cpu(), tokenizer, experiment, worker.model_folder)
         write_probe(worker.train_folder, worker.probe_texts, found)
     if dist.is_initialized():
         dist.barrier()

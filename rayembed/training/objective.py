@@ -165,6 +165,7 @@ class Objective:
                 allowed=allowed,
                 reverse_allowed=of_positive,
             )
+        assert loss == "improved_info_nce", loss
         return improved_info_nce(
             FourWays(scores, queries @ every_query.T, reverse, positives @ compared.gathered["dense"].T),
             candidates.positives,
@@ -192,7 +193,8 @@ class Objective:
         )
         if not m3.flops_weight:
             return loss
-        sides = (of_all_workers(compared.queries), of_all_workers(compared.passages))
+        own = [{name: side[name] for name in ("ids", "sparse")} for side in (compared.queries, compared.passages)]
+        sides = [of_all_workers(side) for side in own]
         return loss + m3.flops_weight * sum(flops(compacted_sparse(side)) for side in sides)
 
     def _select(self, compared: "_Compared") -> Callable[[Tensor], Tensor]:

@@ -96,6 +96,18 @@ def test_it_learns(done: Experiment) -> None:
     assert {line["negatives_per_query"] for line in lines} == {2 if done.trains_reranker() else 16 * 3 - 1}
 
 
+def test_each_of_m3s_heads_is_evaluated(done: Experiment) -> None:
+    metrics = json.loads((Path(done.output_dir) / "evaluate" / "metrics.json").read_text())
+    if done.model.family != "m3":
+        assert "heads" not in metrics
+        return
+    assert {*metrics["heads"]} == {"tuned"}, "the base model has none"
+    heads = metrics["heads"]["tuned"]
+    assert {*heads} == {"dense", "sparse", "colbert", "weighted_sum"}
+    assert heads["dense"]["ndcg@10"] == pytest.approx(metrics["tuned"]["ndcg@10"], abs=1e-6)
+    assert len({means["ndcg@10"] for means in heads.values()}) > 1
+
+
 def test_rankings_of_a_reranker_are_its_scores_of_what_the_retriever_found(
     done: Experiment, tiny_model: Path, beir: Path
 ) -> None:

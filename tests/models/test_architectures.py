@@ -23,6 +23,7 @@ from rayembed.models.loading import (
     prepare_for_training,
     tokenizer_of,
 )
+from rayembed.models.trained import build_model
 from tests.models.tiny_architectures import ARCHITECTURES, LONGEST, save_tiny
 from tests.models.tiny_decoders import tiny_gpt2
 
@@ -44,7 +45,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def settings_of(name: str, folders: dict[str, Path], **settings: Any) -> ModelConfig:  # noqa: ANN401
-    return ModelConfig(name_or_path=str(folders[name]), family=ARCHITECTURES[name].family, **settings)  # type: ignore[arg-type]
+    told: dict[str, Any] = {"name_or_path": str(folders[name]), "family": ARCHITECTURES[name].family}
+    return ModelConfig(**told | settings)
 
 
 def batch_of(config: ModelConfig) -> TokenBatch:
@@ -127,6 +129,23 @@ def test_what_is_trained_gets_a_gradient_and_positions_are_fixed_on_wish(
 def loss(model: Embedder, batch: TokenBatch) -> Tensor:
     vectors = model.embed(batch)
     return (vectors @ vectors.T).square().sum()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_as_a_reranker_all_of_it_is_trained_and_no_dropout_is_left(folders: dict[str, Path], name: str) -> None:
+    made = ARCHITECTURES[name]
+    config = settings_of(name, folders, family=f"reranker-{made.family}", dropout=0.0)
+    model: Any = build_model(Experiment(output_dir="unused", model=config))
+    batch = batch_of(config)
+    evaluated = model.score(batch)
+    prepare_for_training(model, family=config.family, fix_position_embedding=True, gradient_checkpointing=False)
+    scores = model.score(batch)
+    torch.testing.assert_close(scores, evaluated, atol=0, rtol=0)
+    scores.square().sum().backward()
+    parameters = dict(model.backbone.named_parameters())
+    fixed = {key for key, parameter in parameters.items() if not parameter.requires_grad}
+    assert {key.partition(".")[2] for key in fixed} == made.positions
+    assert {key for key, parameter in parameters.items() if parameter.grad is None} == fixed
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

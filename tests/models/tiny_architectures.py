@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import processors
-from transformers import AutoModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from tests.models import tiny_decoders
 
@@ -114,7 +114,12 @@ ARCHITECTURES = {
     "ModernBERT": Architecture(
         modernbert_tokenizer,
         "ModernBertConfig",
-        {**SIZES, "local_attention": 8, "layer_types": ["full_attention", "sliding_attention"]},
+        {
+            **SIZES,
+            "local_attention": 8,
+            "layer_types": ["full_attention", "sliding_attention"],
+            **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")),
+        },
     ),
     "Qwen2": _decoder("Qwen2", tiny_decoders.qwen_tokenizer),
     "Qwen3": _decoder("Qwen3", tiny_decoders.qwen_embedding_tokenizer),
@@ -124,7 +129,13 @@ ARCHITECTURES = {
 }
 
 
-def save_tiny(name: str, folder: Path, **settings: Any) -> Path:  # noqa: ANN401 - any of the configuration
+def save_tiny(
+    name: str,
+    folder: Path,
+    *,
+    head: str = "AutoModel",
+    **settings: Any,  # noqa: ANN401 - any of the configuration
+) -> Path:
     """A checkpoint whose vectors differ from text to text, as those of weights as initialised hardly do."""
     made = ARCHITECTURES[name]
     tokenizer = made.tokenizer()
@@ -132,7 +143,7 @@ def save_tiny(name: str, folder: Path, **settings: Any) -> Path:  # noqa: ANN401
     config = getattr(transformers, made.config)(**{**made.settings, **tokens, **settings})
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = AutoModel.from_config(config)
+        model = getattr(transformers, head).from_config(config)
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.3)
