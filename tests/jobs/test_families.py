@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import decoders
+from transformers import AutoModel, AutoTokenizer
 
 from rayembed.config import Experiment
 from rayembed.jobs import evaluate, export, train
@@ -167,3 +168,13 @@ def test_other_libraries_load_it(done: Experiment) -> None:
         theirs = FlagLLMReranker(folder, use_fp16=False, devices="cpu", prompt="Is B about A?")
         instructed = [(f"A: {query}", f"B: {passage}") for query, passage in PAIRS]
         np.testing.assert_allclose(theirs.compute_score(PAIRS), scores(done, instructed), atol=1e-4)
+
+
+def test_new_tokens_are_read_in_training_and_learned(done: Experiment, models: dict[str, Path]) -> None:
+    if not done.model.additional_special_tokens:
+        return
+    folder = Path(done.output_dir) / "model"
+    (token,) = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(done.model.additional_special_tokens)
+    trained = AutoModel.from_pretrained(folder).get_input_embeddings().weight[token]
+    before = AutoModel.from_pretrained(models[done.model.family]).get_input_embeddings().weight.mean(dim=0)
+    assert (trained - before).abs().max() > 1e-3, "the row is where it began"

@@ -197,7 +197,7 @@ def test_the_state_is_that_of_backbone_and_heads(folder: Path) -> None:
 
 def test_tokens_without_weight_are_those_that_the_tokenizer_has(folder: Path) -> None:
     assert unweighted_tokens(AutoTokenizer.from_pretrained(folder)) == (0, 1, 2, 3)
-    assert unweighted_tokens(tiny_tokenizer()) == (0, 1, 2)  # BERT's: padding, unknown, CLS; its end is a separator
+    assert unweighted_tokens(tiny_tokenizer()) == (0, 1, 2, 3)  # padding, unknown, CLS, and the separator at the end
 
 
 @pytest.mark.parametrize("colbert_dim", [None, 7])
