@@ -157,6 +157,17 @@ class Experiment:
             "train.guide_model needs train.false_negative_margin (0 as in GISTEmbed)": (
                 train.guide_model is not None and train.false_negative_margin is None
             ),
+            "train.false_negative_margin looks at other rows, of which train.no_in_batch_neg leaves none": (
+                train.false_negative_margin is not None and train.no_in_batch_neg
+            ),
+            "train.false_negative_margin has no effect on kd_loss_type margin_mse, which looks at no other row": (
+                train.false_negative_margin is not None
+                and train.knowledge_distillation
+                and train.kd_loss_type == "margin_mse"
+            ),
+            f"train.kd_loss_type {train.kd_loss_type} is none of pointwise_bce, whose labels a teacher gives": (
+                loss == "pointwise_bce" and train.kd_loss_type != "kl_div"
+            ),
             "m3.flops_weight needs m3.unified_finetuning": (
                 self.m3 is not None and self.m3.flops_weight > 0 and not self.m3.unified_finetuning
             ),

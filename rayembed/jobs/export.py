@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rayembed import __version__
 from rayembed.config import Experiment
+from rayembed.config.families import RerankerConfig
 from rayembed.config.jobs import ExportConfig
 from rayembed.config.uris import public_name
 from rayembed.data.storage import write_atomic
@@ -23,6 +24,7 @@ from rayembed.models.encoding import DTYPES
 from rayembed.models.export import max_seq_length, prompt_suffix, prompts
 from rayembed.models.families import FAMILIES
 from rayembed.models.loading import pooling_of, weights_fingerprint
+from rayembed.models.pairs import PROMPT
 from rayembed.models.probe import least_cosine, read_probe, reranker_section
 from rayembed.models.rerankers import load_reranker
 
@@ -168,6 +170,7 @@ def card(experiment: Experiment, out: Path, agreement: str) -> str:
         last=json.loads(steps[-1]) if steps else {},
         agreement=agreement,
         reads_pairs=experiment.trains_reranker(),
+        reranker_prompt=(experiment.reranker or RerankerConfig()).prompt or PROMPT,
     )
 
 

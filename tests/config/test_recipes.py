@@ -87,12 +87,12 @@ def test_a_dry_run_plans_every_job(
     monkeypatch.chdir(ROOT)
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)  # main sets them; put back afterwards
-    recipe = load(file)
+    recipe, before = load(file), ray.is_initialized()
     assert main(["run", file, *overrides(recipe, checkpoints, beir, tmp_path / "run"), "--dry-run"]) == 0
     planned = capsys.readouterr().out.strip().splitlines()
     assert [line.partition(":")[0] for line in planned] == [job for job in JOBS if getattr(recipe, job) is not None]
     assert not [line for line in planned if "cannot be planned" in line]
-    assert not ray.is_initialized()
+    assert ray.is_initialized() == before
 
 
 @pytest.mark.parametrize("file", FILES)
