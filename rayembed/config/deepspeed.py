@@ -1,5 +1,6 @@
 """The DeepSpeed settings that a worker gets: the user's file, with what the experiment decides filled in."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def _read(source: str | dict[str, Any] | None) -> dict[str, Any]:
     if source is None:
         return {}
     if isinstance(source, dict):
-        return json.loads(json.dumps(source))  # type: ignore[no-any-return] # a copy that may be changed
+        return copy.deepcopy(source)  # it is changed below
     try:
         settings = json.loads(Path(source).read_text())
     except FileNotFoundError:

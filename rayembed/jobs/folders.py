@@ -103,10 +103,10 @@ def state(final: Path, reads: Reads) -> str:
     return "would be written"
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401 - JSON
+def _flat(value: object, prefix: str = "") -> dict[str, object]:
     if not isinstance(value, dict):
         return {prefix: value}
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, item in value.items():
         flat.update(_flat(item, f"{prefix}.{key}" if prefix else str(key)))
     return flat

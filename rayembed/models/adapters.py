@@ -64,7 +64,7 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, backbone: nn.Module, tokens: 
     if not new:
         return []
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in new], special_tokens=True)
-    ids = [int(tokenizer.convert_tokens_to_ids(token)) for token in new]  # type: ignore[arg-type]  # of one token, one
+    ids = [int(tokenizer.convert_tokens_to_ids(token)) for token in new]  # type: ignore[arg-type]  # a text gives one id
     model: Any = backbone
     if max(ids) >= model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)

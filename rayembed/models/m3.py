@@ -92,7 +92,7 @@ class M3Embedder(Embedder):
             "mask": counted.long(),
         }
 
-    def forward(self, batches: Sequence[TokenBatch]) -> tuple[dict[str, Tensor], ...]:  # type: ignore[override] # three
+    def forward(self, batches: Sequence[TokenBatch]) -> tuple[dict[str, Tensor], ...]:  # type: ignore[override] # a dict a batch, where Embedder gives a vector
         """Representations of several batches (queries, passages) in one call; see `represent`."""
         return tuple(self.represent(batch) for batch in batches)
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from rayembed.config import Experiment
 from rayembed.jobs import evaluate, export, train
+from rayembed.models.probe import read_probe
 from tests.conftest import tiny_tokenizer
 from tests.jobs.conftest import TRAIN, MakeExperiment
 from tests.jobs.toy_data import read_texts, write_rows
@@ -111,11 +113,10 @@ def test_each_of_m3s_heads_is_evaluated(done: Experiment) -> None:
     assert len({means["ndcg@10"] for means in heads.values()}) > 1
 
 
+@pytest.mark.parametrize("done", ["reranker-encoder", "reranker-decoder"], indirect=True)
 def test_rankings_of_a_reranker_are_its_scores_of_what_the_retriever_found(
     done: Experiment, tiny_model: Path, beir: Path
 ) -> None:
-    if not done.trains_reranker():
-        return
     out = Path(done.output_dir) / "evaluate"
     ranked = [line.split() for line in (out / "tuned.trec").read_text().splitlines()]
     first = [(query, passage, float(score)) for query, _, passage, _, score, _ in ranked if query == ranked[0][0]]
@@ -152,29 +153,40 @@ def scores(done: Experiment, pairs: list[tuple[str, str]]) -> list[float]:
 
 
 @pytest.mark.parity
-def test_other_libraries_load_it(done: Experiment) -> None:
-    folder = str(Path(done.output_dir) / "model")
-    if done.model.family == "reranker-encoder":
-        from FlagEmbedding import FlagReranker
-        from sentence_transformers import CrossEncoder
-
-        expected = scores(done, PAIRS)
-        theirs = CrossEncoder(folder, device="cpu", activation_fn=torch.nn.Identity())
-        np.testing.assert_allclose(theirs.predict(PAIRS), expected, atol=1e-4)
-        np.testing.assert_allclose(
-            FlagReranker(folder, use_fp16=False, devices="cpu").compute_score(PAIRS), expected, atol=1e-4
-        )
-    if done.model.family == "reranker-decoder":
-        from FlagEmbedding import FlagLLMReranker
-
-        theirs = FlagLLMReranker(folder, use_fp16=False, devices="cpu", prompt="Is B about A?")
-        instructed = [(f"A: {query}", f"B: {passage}") for query, passage in PAIRS]
-        np.testing.assert_allclose(theirs.compute_score(PAIRS), scores(done, instructed), atol=1e-4)
-
-
-def test_new_tokens_are_read_in_training_and_learned(done: Experiment, models: dict[str, Path]) -> None:
-    if not done.model.additional_special_tokens:
+def test_other_libraries_give_what_was_trained(done: Experiment) -> None:
+    folder, family = str(Path(done.output_dir) / "model"), done.model.family
+    if done.trains_reranker():
+        for theirs, expected in of_rerankers(folder, done):
+            np.testing.assert_allclose(theirs, expected, atol=1e-4)
         return
+    from FlagEmbedding import BGEM3FlagModel, FlagLLMModel
+
+    pairs, trained = read_probe(Path(done.output_dir) / "train")
+    texts = [text for pair in pairs for text in pair]
+    if family == "m3":
+        found = BGEM3FlagModel(folder, use_fp16=False, devices="cpu", colbert_dim=16).encode(texts)["dense_vecs"]
+    else:
+        found = FlagLLMModel(folder, use_fp16=False, devices="cpu").encode(texts)
+    np.testing.assert_allclose(found, trained, atol=1e-5)
+
+
+def of_rerankers(folder: str, done: Experiment) -> Iterator[tuple[Any, list[float]]]:
+    """Scores by other libraries, and by transformers."""
+    from FlagEmbedding import FlagLLMReranker, FlagReranker
+    from sentence_transformers import CrossEncoder
+
+    told: dict[str, Any] = {"use_fp16": False, "devices": "cpu"}
+    if done.model.family == "reranker-encoder":
+        expected = scores(done, PAIRS)
+        yield CrossEncoder(folder, device="cpu", activation_fn=torch.nn.Identity()).predict(PAIRS), expected
+        yield FlagReranker(folder, **told).compute_score(PAIRS), expected
+    else:
+        theirs = FlagLLMReranker(folder, prompt="Is B about A?", **told)
+        yield theirs.compute_score(PAIRS), scores(done, [(f"A: {query}", f"B: {passage}") for query, passage in PAIRS])
+
+
+@pytest.mark.parametrize("done", ["decoder"], indirect=True)
+def test_new_tokens_are_read_in_training_and_learned(done: Experiment, models: dict[str, Path]) -> None:
     folder = Path(done.output_dir) / "model"
     (token,) = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(done.model.additional_special_tokens)
     trained = AutoModel.from_pretrained(folder).get_input_embeddings().weight[token]
