@@ -24,7 +24,7 @@ venv: .venv/.development
 
 # A stamp file says for which pyproject.toml the environment was installed.
 .venv/.development: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[quickstart,parity,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[quickstart,parity,qlora,dev]'
 	touch .venv/.development .venv/.quickstart
 
 .venv/.quickstart: pyproject.toml | $(BIN)/python

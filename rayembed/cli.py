@@ -42,7 +42,7 @@ class Job(NamedTuple):
 
 
 SHARED = ("", "model", "data", "encode", "ray")
-FAMILIES = ("m3", "lora", "reranker")
+FAMILIES = ("m3", "lora", "icl", "reranker")
 JOBS = {
     "harvest": Job(
         "rayembed.jobs.harvest", "build a data set from the docstrings of installed packages", ("harvest", "")
@@ -60,6 +60,14 @@ JOBS = {
     ),
     "encode": Job(
         "rayembed.jobs.encode", "turn the corpus and the queries into vectors", ("encode", "", "model", "data", "ray")
+    ),
+    "split": Job(
+        "rayembed.jobs.split",
+        "write the training rows to a file for each range of lengths",
+        ("split", "", "model", "data"),
+    ),
+    "merge": Job(
+        "rayembed.jobs.merge", "merge saved adapters into the model, without training", ("merge", "", "model")
     ),
     "export": Job(
         "rayembed.jobs.export", "check the tuned model and write its card and other formats", ("export", *SHARED)

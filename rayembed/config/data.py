@@ -1,13 +1,12 @@
 """Settings of the data: training rows, corpus, evaluation set, how long texts may be, and how data sets are mixed."""
 
-from collections.abc import Callable
-from difflib import get_close_matches
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from rayembed.config.base import STRICT
+from rayembed.config.entries import MAPPINGS, entries
 
 DatasetLoss = Literal["info_nce", "symmetric_info_nce", "improved_info_nce", "pointwise_bce", "cosent", "angle"]
 
@@ -51,35 +50,6 @@ class LengthBatchSize:
 
     batch_size: int = Field(ge=1)
     """Queries a worker in one forward pass, over all workers where train.global_batch_size is set."""
-
-
-def _entries(kind: type[Any]) -> Callable[[object], object]:
-    """Reads a list of mappings so that what is wrong is told by place and key, the nearest valid key with it."""
-    adapter: TypeAdapter[Any] = TypeAdapter(kind)
-    keys = list(kind.__dataclass_fields__)
-
-    def read(value: object) -> object:
-        if not isinstance(value, list):
-            return value
-        found = []
-        for place, item in enumerate(value):
-            for key in item if isinstance(item, dict) else ():
-                if key not in keys:
-                    near = get_close_matches(str(key), keys, n=1)
-                    meant = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(keys)}"
-                    raise ValueError(f"entry {place + 1} has the unknown key {key}; {meant}")
-            try:
-                found.append(adapter.validate_python(item))
-            except ValidationError as error:
-                first = error.errors()[0]
-                key = ".".join(map(str, first["loc"][:1])) or "entry"
-                raise ValueError(f"entry {place + 1}: {key}: {first['msg']}, found {first['input']!r}") from None
-        return found
-
-    return read
-
-
-_MAPPINGS = WithJsonSchema({"type": "array", "items": {"type": "object"}})
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -127,10 +97,10 @@ class DataConfig:
 
     same_dataset_within_batch: bool = False
     """Each batch is of one data set, the same on every worker. A data set is a file, a BEIR folder, or what rows name
-    in `dataset`. Always so where rows have a type of their own (sts, class, only_1neg, symmetric_*), or a data set has
-    a loss, batch size, group size, weight or no_in_batch_neg of its own."""
+    in `dataset`. Always so for model.family icl, where rows have a type of their own (sts, class, only_1neg,
+    symmetric_*), and where a data set has a loss, batch size, group size, weight or no_in_batch_neg of its own."""
 
-    datasets: Annotated[list[DatasetConfig], BeforeValidator(_entries(DatasetConfig)), _MAPPINGS] = Field(
+    datasets: Annotated[list[DatasetConfig], BeforeValidator(entries(DatasetConfig)), MAPPINGS] = Field(
         default_factory=list
     )
     """What is different for some data sets: name (a glob), batch_size, train_group_size, prompt, loss, weight,
@@ -151,8 +121,8 @@ class DataConfig:
     length_grouping: bool = False
     """Rows of similar length share a batch: less padding. (BGE-M3's efficient batching, without splitting files.)"""
 
-    batch_size_by_length: Annotated[list[LengthBatchSize], BeforeValidator(_entries(LengthBatchSize)), _MAPPINGS] = (
-        Field(default_factory=list)
+    batch_size_by_length: Annotated[list[LengthBatchSize], BeforeValidator(entries(LengthBatchSize)), MAPPINGS] = Field(
+        default_factory=list
     )
     """Entries of max_len (tokens of a row's longest text) and batch_size; longer rows have the batch size of section
     train. Data sets with a batch size of their own keep it. Needs length_grouping."""

@@ -8,8 +8,8 @@ from pydantic.dataclasses import dataclass
 
 from rayembed.config.base import STRICT
 from rayembed.config.data import DataConfig
-from rayembed.config.families import LoraConfig, M3Config, RerankerConfig
-from rayembed.config.jobs import EncodeConfig, EvaluateConfig, ExportConfig, HarvestConfig
+from rayembed.config.families import IclConfig, LoraConfig, M3Config, RerankerConfig
+from rayembed.config.jobs import EncodeConfig, EvaluateConfig, ExportConfig, HarvestConfig, MergeConfig, SplitConfig
 from rayembed.config.mine import MineConfig
 from rayembed.config.model import ModelConfig
 from rayembed.config.ray import RayConfig
@@ -43,6 +43,9 @@ class Experiment:
     lora: LoraConfig | None = None
     """Low-rank adapters of a decoder. null: all weights are trained."""
 
+    icl: IclConfig | None = None
+    """Examples before queries. null: the defaults, for model.family icl."""
+
     reranker: RerankerConfig | None = None
     """How a pair is put to a reranker. null: the defaults, for the reranker families."""
 
@@ -75,6 +78,12 @@ class Experiment:
 
     export: ExportConfig | None = None
     """Model card, check and other formats. null: not run."""
+
+    split: SplitConfig | None = None
+    """Training rows by length, of the job `split`. null: its defaults. No part of `run`."""
+
+    merge: MergeConfig | None = None
+    """Adapters to be merged into the model, of the job `merge`. No part of `run`."""
 
     @field_validator("output_dir", "cache_dir")
     @classmethod
@@ -119,14 +128,19 @@ class Experiment:
     def _check_family(self) -> None:
         """Refuses settings that a family has no use for, so that none is without effect."""
         family = self.model.family
-        of = {"m3": ("m3",), "lora": ("decoder", "reranker-decoder"), "reranker": RERANKERS}
+        of = {
+            "m3": ("m3",),
+            "lora": ("decoder", "icl", "reranker-decoder"),
+            "icl": ("icl",),
+            "reranker": RERANKERS,
+        }
         for section, families in of.items():
             if getattr(self, section) is not None and family not in families:
                 raise ValueError(
                     f"section {section} is for model.family {' and '.join(families)}, and this one is {family}; remove "
                     "the section, or change model.family"
                 )
-        if self.model.bidirectional and family != "decoder":
+        if self.model.bidirectional and family not in ("decoder", "icl"):
             raise ValueError(f"model.bidirectional is for model.family decoder, and this one is {family}")
         if self.model.additional_special_tokens and family not in of["lora"]:
             raise ValueError(
@@ -141,6 +155,8 @@ class Experiment:
         if self.evaluate is not None and pairs != (self.evaluate.retriever is not None):
             needs = "a reranker orders what another finds: set it to an embedder" if pairs else "set it to null"
             raise ValueError(f"evaluate.retriever is {self.evaluate.retriever} and model.family {family}; {needs}")
+        if self.evaluate is not None and pairs and self.evaluate.tasks:
+            raise ValueError(f"evaluate.tasks are of embedders, and a {family} has no vectors; set evaluate.tasks: []")
 
     def _check_loss(self, train: TrainConfig) -> None:
         """Refuses losses that cannot be had together."""
@@ -197,6 +213,12 @@ class Experiment:
             )
         if mine.rounds > 1 and self.train is None:
             raise ValueError(f"mine.rounds is {mine.rounds}, but nothing is trained between them; add a section train")
+        if mine.rounds > 1 and self.trains_reranker():
+            raise ValueError(
+                f"mine.rounds is {mine.rounds}, and each round mines with the model that the one before it trained; a "
+                f"{self.model.family} has no vectors to mine with, and mine.model would find the same again: set "
+                "mine.rounds: 1"
+            )
         if mine.rounds > 1 and (mine.corpus_embeddings or mine.query_embeddings):
             raise ValueError(
                 f"mine.rounds is {mine.rounds}, but given embeddings are of one model, and later rounds mine with "

@@ -1,11 +1,12 @@
-"""Settings of the jobs harvest, encode, evaluate and export; mine, score and train have files of their own."""
+"""Settings of the small jobs; mine, score and train have files of their own."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from rayembed.config.base import STRICT
+from rayembed.config.entries import MAPPINGS, entries
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -75,15 +76,52 @@ class EncodeConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class TaskConfig:
+    """What base and tuned model are compared on beside retrieval: scored pairs, or labelled texts."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    """By which the figures are called."""
+
+    kind: Literal["sts", "classification", "clustering"]
+    """sts: Spearman correlation of cosines with the scores of {"sentence1", "sentence2", "score"}. classification:
+    accuracy of a classifier of the vectors of {"text", "label"}. clustering: v-measure of k-means, as many clusters as
+    there are labels."""
+
+    test: list[str] = Field(min_length=1)
+    """Files, folders or globs of the rows that are judged."""
+
+    train: list[str] = Field(default_factory=list)
+    """Rows that the classifier learns from. Of kind classification alone, which needs them."""
+
+    classifier: Literal["logistic_regression", "knn"] | None = None
+    """Of kind classification: logistic regression, or the majority of the 5 nearest texts. null: logistic
+    regression."""
+
+    prompt: str | None = None
+    """Instruction put before every text whose row brings none of its own, by model.query_instruction_format. null:
+    none."""
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        classifies = self.kind == "classification"
+        if classifies != bool(self.train):
+            needs = "needs rows that the classifier learns from: set" if classifies else "trains nothing: drop"
+            raise ValueError(f"task {self.name!r} of kind {self.kind} {needs} train")
+        if self.classifier is not None and not classifies:
+            raise ValueError(f"task {self.name!r} of kind {self.kind} has no classifier: drop it")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvaluateConfig:
-    """Base and tuned model on the full corpus of data.evaluation."""
+    """Base and tuned model on the full corpus of data.evaluation, and on further tasks."""
 
     k_values: list[Annotated[int, Field(ge=1)]] = Field(default_factory=lambda: [1, 3, 5, 10, 100], min_length=1)
     """Cut-offs of every metric; the largest is how many passages are retrieved a query."""
 
     retriever: str | None = None
-    """Embedder whose rankings a reranker (model.family) brings into a better order; as it comes, without instructions.
-    null: none, which is right for embedders alone."""
+    """Embedder whose rankings a reranker (model.family) brings into a better order; with the instructions that its
+    rayembed.json tells, else without. null: none, which is right for embedders alone."""
 
     rerank_top_k: int = Field(default=100, ge=1)
     """Passages a query that a reranker reads, the retriever's best; and that BGE-M3's heads are compared on."""
@@ -91,8 +129,19 @@ class EvaluateConfig:
     significance_metric: str = Field(default="ndcg@10", pattern=r"^(ndcg|map|recall|precision|mrr)@\d+$")
     """Metric whose difference, base against tuned, is tested and whose queries won and lost are shown."""
 
+    tasks: Annotated[list[TaskConfig], BeforeValidator(entries(TaskConfig)), MAPPINGS] = Field(default_factory=list)
+    """Tasks beside retrieval: entries of name, kind (sts, classification, clustering), test, and of classification
+    train and classifier. With tasks, data.evaluation may be null. Of embedders alone."""
+
     num_permutations: int = Field(default=10000, ge=100)
     """Sign flips of the paired randomisation test; the smallest p-value is one over this plus one."""
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        names = [task.name for task in self.tasks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"evaluate.tasks has the names {', '.join(names)}; allowed: each once")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -104,3 +153,25 @@ class ExportConfig:
 
     probe_texts: int = Field(default=64, ge=2)
     """Texts whose vectors are compared between training and the exported folder (cosine at least 0.9999)."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SplitConfig:
+    """Writes data.train to OUTPUT_DIR/split, a file for each range of lengths: FlagEmbedding's split_data_by_length."""
+
+    length_list: list[Annotated[int, Field(ge=0)]] = Field(
+        default_factory=lambda: [0, *range(500, 7001, 500)], min_length=1
+    )
+    """Tokens where each range begins, the first 0; the last has no end. A row's length is that of its longest text,
+    special tokens included and nothing cut off."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class MergeConfig:
+    """Merges saved adapters into model.name_or_path and writes OUTPUT_DIR/merge, without training.
+
+    FlagEmbedding's only_merge_lora_model.
+    """
+
+    adapters: list[str] = Field(min_length=1)
+    """Folders of adapters, merged in this order."""

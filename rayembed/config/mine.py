@@ -17,13 +17,13 @@ class MineConfig:
     """Embedder that ranks the corpus, with the three settings below. null: the model of section model, with its own."""
 
     pooling: Pooling | None = None
-    """Of mine.model. null: what its sentence-transformers files say, else the family's."""
+    """Of mine.model. null: what its files say, else cls, of a decoder last_token."""
 
     query_instruction_for_retrieval: str | None = None
-    """Text that mine.model wants before every query. null: nothing is put."""
+    """Text that mine.model wants before every query. null: what its rayembed.json says, else nothing."""
 
     passage_instruction_for_retrieval: str | None = None
-    """Text that mine.model wants before every passage. null: nothing is put."""
+    """Text that mine.model wants before every passage. null: what its rayembed.json says, else nothing."""
 
     corpus_embeddings: list[str] = Field(default_factory=list)
     """Vectors of data.corpus in place of encoding it: parquet (id, vector), npy with ids beside (as the job `encode`

@@ -7,7 +7,7 @@ from pydantic.dataclasses import dataclass
 
 from rayembed.config.base import STRICT
 
-Family = Literal["encoder", "m3", "decoder", "reranker-encoder", "reranker-decoder"]
+Family = Literal["encoder", "m3", "decoder", "icl", "reranker-encoder", "reranker-decoder"]
 Pooling = Literal["cls", "mean", "last_token"]
 
 
@@ -21,7 +21,8 @@ class ModelConfig:
     family: Family = "encoder"
     """encoder: one vector a text from a bidirectional encoder (BERT, RoBERTa, XLM-R, MPNet, ...). m3: BGE-M3's dense,
     sparse and ColBERT vectors. decoder: one vector from a causal model (Qwen, Mistral, Llama, Gemma, ...).
-    reranker-encoder, reranker-decoder: one score a (query, passage) pair."""
+    icl: a decoder that reads a query after examples of its task (bge-en-icl). reranker-encoder, reranker-decoder: one
+    score a (query, passage) pair."""
 
     pooling: Pooling | None = None
     """How token vectors become one. null: what the checkpoint's sentence-transformers files say, else the family's."""

@@ -29,6 +29,7 @@ BOUNDS = {
     "maximum": "at most {}",
     "exclusiveMaximum": "less than {}",
     "minItems": "at least {} long",
+    "minLength": "at least {} long",
     "pattern": "matching {}",
 }
 

@@ -21,26 +21,36 @@ class ScoreConfig:
     the score, or an embedder. auto: by the class that the checkpoint's config names, and whether it has
     sentence-transformers files."""
 
-    max_len: int = Field(default=512, ge=8)
-    """Tokens kept of a (query, passage) pair, or of a passage when the teacher is an embedder."""
+    max_len: int | None = Field(default=None, ge=8)
+    """Tokens kept of a (query, passage) pair, or of a passage when the teacher is an embedder. null: 512; of a reranker
+    that rayembed trained, as in its training."""
 
     pooling: Pooling | None = None
-    """Of an embedder. null: what its sentence-transformers files say, else cls."""
+    """Of an embedder. null: what its files say, else cls, of a decoder last_token."""
 
     query_instruction_for_retrieval: str | None = None
-    """Text that an embedder wants before every query. null: nothing is put."""
+    """Text that an embedder wants before every query. null: what its
+    rayembed.json says, else nothing."""
 
     passage_instruction_for_retrieval: str | None = None
-    """Text that an embedder wants before every passage. null: nothing is put."""
+    """Text that an embedder wants before every passage. null: what its
+    rayembed.json says, else nothing."""
 
     query_instruction_for_rerank: str | None = None
-    """Text that a reranker wants before every query (BGE's decoders: "A: "). null: nothing is put."""
+    """Text that a reranker wants before every query (BGE's decoders: "A: "). null: what its
+    rayembed.json says, else nothing."""
 
     passage_instruction_for_rerank: str | None = None
-    """Text that a reranker wants before every passage (BGE's decoders: "B: "). null: nothing is put."""
+    """Text that a reranker wants before every passage (BGE's decoders: "B: "). null: what its
+    rayembed.json says, else nothing."""
 
     prompt: str | None = None
-    """Task that a decoder-reranker reads after the pair. null: the one of BGE's decoder rerankers."""
+    """Task that a decoder-reranker reads after the pair. null: what its rayembed.json says, else that of BGE's
+    decoder rerankers."""
 
     trust_remote_code: bool = False
     """Run Python code that comes with the teacher. Only for sources that you trust."""
+
+    def longest(self) -> int:
+        """Tokens kept where the teacher's own folder does not say how pairs are cut."""
+        return 512 if self.max_len is None else self.max_len

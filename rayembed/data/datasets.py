@@ -131,7 +131,8 @@ def _read(rows: Store) -> _Columns:
             fewest = int(number[(dataset == place) & (number > 0)].min())
             least[place] = min(least.get(place, fewest), fewest)
         datasets.append(dataset)
-        label_codes.append(_codes(part.column("label"), labels))
+        of_class = pc.if_else(pc.equal(part.column("type"), CLASS), part.column("label"), None)
+        label_codes.append(_codes(of_class, labels))
     dataset = np.concatenate(datasets) if datasets else np.empty(0, np.int32)
     code = np.concatenate(label_codes) if label_codes else np.empty(0, np.int32)
     pairs = np.where(code < 0, -1, dataset.astype(np.int64) << 32 | code)
@@ -182,6 +183,7 @@ def _own_batches(names: Sequence[str], types: Sequence[str | None], experiment: 
     data = experiment.data
     return (
         data.same_dataset_within_batch
+        or experiment.model.family == "icl"  # examples are of the query's own task
         or any(kind is not None for kind in types)
         or any(says_no_in_batch_neg(name) for name in names)
         or any(getattr(entry, setting) is not None for entry in data.datasets for setting in OWN_BATCHES)

@@ -24,7 +24,7 @@ from rayembed.data.readers import Record, read_records
 from rayembed.data.rows import parse_rows, survey
 from rayembed.data.storage import expand, fingerprint, identity, is_folder, stamp, write_atomic
 from rayembed.data.store import PASSAGES, QUERIES, ROWS, Row, Store, StoreWriter, chunks
-from rayembed.data.tasks import OF_OWN_KIND
+from rayembed.data.tasks import OF_OWN_KIND, rows_of_type
 from rayembed.data.used_rows import Small, drawn, settled
 
 VERSION = 4  # raise it when the same files give other stores, so that caches of older code are not used
@@ -96,6 +96,8 @@ def prepare_rows(
     max_rows: int | None = None,
     seed: int = 0,
     min_grade: int = 1,
+    row_type: str | None = None,
+    setting: str = "data.train",
 ) -> Store:
     """Training rows of files, folders, globs and BEIR folders (their qrels/train.tsv), in the order of `sources`.
 
@@ -109,6 +111,8 @@ def prepare_rows(
         max_rows: rows kept of each dataset, drawn with the seed, in their order. None: all.
         seed: decides which rows are drawn.
         min_grade: least score of a positive in qrels.
+        row_type: what all rows have to be of, others are errors. None: anything.
+        setting: that names the sources, for errors.
     """
     per_part = passages_per_part or rows_per_part
     files = [file for source in sources for file in _source_files(source, "train")]
@@ -117,15 +121,20 @@ def prepare_rows(
     datasets = dataset_names([path for each in sources for path in ([each] if each in joined else _expanded(each))])
 
     def read(own: Report) -> Iterator[Row]:
-        found = (pair for source in sources for pair in _rows_of(source, datasets, joined.get(source), min_grade, own))
-        yield from survey(found, own)
+        found = (
+            pair
+            for source in sources
+            for pair in _rows_of(source, datasets, joined.get(source), min_grade, own, setting=setting)
+        )
+        yield from survey(found if row_type is None else rows_of_type(found, row_type, own), own)
         if "rows" not in own.counts and own.errors.total == 0:
             names = ", ".join(map(public_name, sources))
             low = own.counts.get(beir.BELOW_MIN_GRADE)
             message = "holds no training row" + (f"; {low:,} judgements are below data.min_grade" if low else "")
-            own.error("no rows", Problem(names, None, "data.train", message))
+            own.error("no rows", Problem(names, None, setting, message))
 
     key = [_stamps(files), [identity(source) for source in joined], list(map(public_name, sources)), min_grade]
+    key += [] if row_type is None else [row_type]
     store = _cached(cache, "rows", key, ROWS, rows_per_part, read, report)
     if max_rows is None:
         return store
@@ -231,7 +240,13 @@ def _prepare_evaluation(experiment: Experiment, cache: Path, report: Report) -> 
 
 
 def _rows_of(
-    source: str, names: Mapping[str, str], stores: tuple[Store, Store] | None, min_grade: int, report: Report
+    source: str,
+    names: Mapping[str, str],
+    stores: tuple[Store, Store] | None,
+    min_grade: int,
+    report: Report,
+    *,
+    setting: str,
 ) -> Iterator[tuple[Record, Row]]:
     """Rows of one source with their places; `stores` are the passages and queries of a BEIR folder."""
     if stores is not None:
@@ -250,7 +265,7 @@ def _rows_of(
             report=report,
         )
         return
-    for file in _found(_expanded(source), "data.train", report):
+    for file in _found(_expanded(source), setting, report):
         yield from parse_rows(read_records(file, report), report, dataset=names[file])
 
 

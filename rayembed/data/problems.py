@@ -111,7 +111,7 @@ class Report:
         listed = "\n".join(f"  {line}" for line in self.errors.lines())
         raise DataError(
             f"{number:,} error{'s' if number > 1 else ''} in the data, so nothing was started:\n{listed}\n"
-            "Correct or remove these lines, or change the paths under data: in the experiment file; "
+            "Correct or remove these lines, or change the paths in the experiment file; "
             "`rayembed check` shows them again."
         )
 

@@ -1,9 +1,9 @@
 """What is put before a query or a passage: one place, so that mining, training, evaluation and export agree."""
 
 from rayembed.config.model import ModelConfig
-from rayembed.data.tasks import STS
+from rayembed.data.tasks import CLUSTERING, STS
 
-ALIKE = ("symmetric_sts", "symmetric_clustering", STS)  # types whose passages are texts of the kind of the queries
+ALIKE = ("symmetric_sts", CLUSTERING, STS)  # types whose passages are texts of the kind of the queries
 
 
 def _join(form: str, instruction: str, text: str) -> str:

@@ -10,11 +10,13 @@ from rayembed.data.readers import Record
 from rayembed.data.store import Row, SeenHashes, chunks, hash_texts
 from rayembed.data.tasks import (
     CLASS,
+    CLUSTERING,
     COMMON,
     FORMATS,
     OF_OWN_KIND,
     READ,
     Form,
+    category_field,
     check_type,
     form_of,
     label_field,
@@ -25,6 +27,7 @@ TRIPLET = {"positive": "pos", "negative": "neg"}
 ELSEWHERE = {  # columns of FlagEmbedding that are settings here
     name: f"; set {name} of this dataset in data.datasets" for name in ("batch_size", "train_group_size")
 }
+UNREAD = {CLASS: {"category"}, CLUSTERING: set[str]()}  # columns of labels, by type; of other types both
 BATCH = 1024  # rows held at a time while duplicates are looked for
 
 
@@ -87,6 +90,8 @@ def _passage_fields(record: Record, row: Row, report: Report) -> None:
     elif pos == [] or (record.value.get("pos") is None and record.value.get("positive") is None):
         message = "is empty; allowed: at least one passage" if pos == [] else fields.missing(record, "pos")
         report.error("no pos", record.problem("pos", message))
+    if row["type"] == CLUSTERING:
+        row["label"] = category_field(record, report)
     row["pos"], row["neg"] = pos if pos is not None or row["type"] != CLASS else [], neg or []
     for name, texts in (("pos", row["pos"]), ("neg", neg if neg is not None else [])):
         if texts is not None:
@@ -130,7 +135,7 @@ def survey(rows: Iterable[tuple[Record, Row]], report: Report) -> Iterator[Row]:
 
 def _keys(row: Row) -> dict[str, str]:
     query, label = row["query"], row.get("label")
-    if label is not None:  # another dataset may have other labels for the same text
+    if row.get("type") == CLASS and label is not None:  # another dataset may have other labels for the same text
         return {"query": f"{row['dataset']}\0{query}", "row": "\0".join([row["dataset"], query, label])}
     return {"query": query, "row": "\0".join([query, *sorted(row["pos"])])}
 
@@ -189,7 +194,7 @@ def _both(record: Record, row: Row, report: Report) -> None:
 
 
 def _unknown_columns(record: Record, form: Form, report: Report) -> None:
-    unread = {"label"} if form == "retrieval" and record.value.get("type") != CLASS else set()
+    unread = UNREAD.get(str(record.value.get("type")), {"label", "category"}) if form == "retrieval" else set()
     columns = [name for name in (*COMMON, FORMATS[form].query, *FORMATS[form].own) if name not in unread]
     for name in [name for name in record.value if name not in columns]:
         near = get_close_matches(name, columns, n=1)

@@ -4,7 +4,7 @@ Scored pairs and labelled texts become rows of the same table as all others, und
 what a job writes of them is read back in FlagEmbedding's form with that type.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from typing import Literal, NamedTuple
 
@@ -13,8 +13,8 @@ from rayembed.data.problems import Report
 from rayembed.data.readers import Record
 from rayembed.data.store import Row
 
-STS, CLASS = "sts", "class"
-TYPES = ("normal", "only_1neg", "symmetric_class", "symmetric_clustering", "symmetric_sts", STS, CLASS)
+STS, CLASS, CLUSTERING = "sts", "class", "symmetric_clustering"
+TYPES = ("normal", "only_1neg", "symmetric_class", CLUSTERING, "symmetric_sts", STS, CLASS)
 OF_OWN_KIND = (STS, CLASS)  # types whose rows need neither negatives nor a search for them
 Form = Literal["retrieval", "sts", "class"]
 COMMON = ("query_id", "prompt", "dataset", "type")
@@ -40,6 +40,7 @@ FORMATS: dict[Form, Format] = {
             "neg_scores",
             "related_ids",
             "label",
+            "category",
             "positive",
             "negative",
         ),
@@ -91,6 +92,12 @@ def label_field(record: Record, report: Report) -> str | None:
     return fields.id_field(record, "label", report)
 
 
+def category_field(record: Record, report: Report) -> str | None:
+    """The cluster that a row of type symmetric_clustering is of: FlagEmbedding's `category`, or our `label`."""
+    given = next((name for name in ("category", "label") if record.value.get(name) is not None), "category")
+    return fields.id_field(record, given, report)
+
+
 def check_type(record: Record, row: Row, report: Report) -> None:
     """Refuses rows in FlagEmbedding's form that do not hold what their type needs."""
     if row["type"] == STS and (len(row["pos"]) != 1 or row["neg"] or row.get("pos_scores") is None):
@@ -99,6 +106,18 @@ def check_type(record: Record, row: Row, report: Report) -> None:
     if row["type"] == CLASS and (row["pos"] or row["neg"]):
         message = "is class; allowed: a label, and neither positives nor negatives: they are other rows of the dataset"
         report.error("row does not fit its type", record.problem("type", message))
+
+
+def rows_of_type(rows: Iterable[tuple[Record, Row]], row_type: str, report: Report) -> Iterator[tuple[Record, Row]]:
+    """The rows that are of a type; all others are errors."""
+    for record, row in rows:
+        if row["type"] == row_type:
+            yield record, row
+        else:
+            form: Form = "sts" if row_type == STS else "class"
+            wanted = ", ".join([FORMATS[form].query, *FORMATS[form].own])
+            message = f"is of type {row['type'] or 'normal'}; allowed: rows of type {row_type}, with {wanted}"
+            report.error("row of another type", record.problem(FORMATS[form_of(record)].query, message))
 
 
 READ: dict[Form, Callable[[Record, Report], Row]] = {"sts": scored_pair, "class": labelled_text}

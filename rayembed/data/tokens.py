@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayembed.config.model import ModelConfig
-from rayembed.data.prompts import passage_of_row, query_text
+from rayembed.data.prompts import ALIKE, passage_of_row, query_text
 from rayembed.data.storage import whole_file
 
 TEXTS = pa.schema([("tokens", pa.list_(pa.int32()))])
@@ -37,6 +37,7 @@ def write_tokens(
     *,
     model: ModelConfig,
     tokenize: Tokenize,
+    tokenize_query: Tokenize | None = None,
     query_max_len: int,
     passage_max_len: int,
 ) -> dict[str, int]:
@@ -48,6 +49,7 @@ def write_tokens(
         part: name in the files' names.
         model: instructions and formats.
         tokenize: texts and a length to token ids.
+        tokenize_query: the same for queries, and for passages of symmetric types. None: as all texts.
         query_max_len: tokens kept of a query.
         passage_max_len: tokens kept of a passage.
 
@@ -56,17 +58,23 @@ def write_tokens(
     """
     table = rows.select(["query", "prompt", "pos", "neg", "pos_scores", "neg_scores", "type"]).to_pylist()
     queries: dict[str, int] = {}
-    passages: dict[str, int] = {}
+    passages: dict[tuple[bool, str], int] = {}  # read as a query is, and the text
     records = []
     for row in table:
         query = queries.setdefault(query_text(model, row["query"], row["prompt"]), len(queries))
         record = {"query": query, "pos_scores": row["pos_scores"], "neg_scores": row["neg_scores"]}
         for side in ("pos", "neg"):
             texts = [passage_of_row(model, text, row_type=row["type"], prompt=row["prompt"]) for text in row[side]]
-            record[side] = [passages.setdefault(text, len(passages)) for text in texts]
+            alike = tokenize_query is not None and row["type"] in ALIKE
+            record[side] = [passages.setdefault((alike, text), len(passages)) for text in texts]
         records.append(record)
-    query_ids = tokenize(list(queries), query_max_len)
-    passage_ids = tokenize(list(passages), passage_max_len) if passages else []
+    query_ids = (tokenize_query or tokenize)(list(queries), query_max_len)
+    passage_ids: list[list[int]] = [[]] * len(passages)
+    for alike, call in ((False, tokenize), (True, tokenize_query or tokenize)):
+        own = [(place, text) for (kind, text), place in passages.items() if kind == alike]
+        ids = call([text for _, text in own], passage_max_len) if own else []
+        for (place, _), found in zip(own, ids, strict=True):
+            passage_ids[place] = found
     for record in records:  # passages come after the queries in the file
         for side in ("pos", "neg"):
             record[side] = [text + len(queries) for text in record[side]]

@@ -20,8 +20,11 @@ from rayembed.data.prepare import Prepared, prepare
 from rayembed.data.prompts import passage_text, query_text
 from rayembed.data.storage import write_atomic
 from rayembed.data.store import Store
-from rayembed.jobs.inputs import check_kinds, check_rows, planned_batches
+from rayembed.jobs.evaluate_tasks import read_tasks
+from rayembed.jobs.inputs import check_rows, planned_batches
 from rayembed.jobs.mine import check_window
+from rayembed.jobs.passed_through import in_words, passed_through
+from rayembed.jobs.rerank import check_retriever
 from rayembed.jobs.tokenize import longest_texts
 from rayembed.jobs.train import check_model
 from rayembed.models.loading import check_length, load_config, pooling_of, tokenizer_of
@@ -45,13 +48,10 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
         ValueError: the rows cannot be trained on with these settings.
         FileNotFoundError: a file or the model is not there.
     """
-    load_config(experiment.model.name_or_path, trust_remote_code=experiment.model.trust_remote_code)
-    if experiment.score is not None:
-        load_config(experiment.score.model, trust_remote_code=experiment.score.trust_remote_code)
-    if experiment.mine is not None and experiment.mine.model is not None:
-        load_config(experiment.mine.model, trust_remote_code=experiment.model.trust_remote_code)
+    _check_models(experiment)
     _check_sections(experiment)
     prepared = prepare(experiment)
+    read_tasks(experiment, prepared.report)
     if experiment.mine is not None:
         prepared.report.warnings.drop("rows without negatives")  # that is what mine is for
     text = prepared.report.summary()
@@ -63,13 +63,14 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
         f"model {experiment.model.name_or_path}, pooling {pooling_of(experiment.model)}",
         *_lengths(experiment, prepared),
     ]
+    for job in ("mine", "score"):
+        if prepared.rows is not None and getattr(experiment, job) is not None:
+            passed = in_words(passed_through(prepared.rows, job))
+            lines += [f"{job}: {passed}"] if passed else []
     if prepared.rows is not None and prepared.corpus is not None and experiment.mine is not None:
         lines += _window(experiment.mine, prepared.rows, prepared.corpus)
     if prepared.rows is not None and experiment.mine is None:
         lines += _missing_negatives(experiment, prepared.rows)
-    for job in ("mine", "score"):
-        if prepared.rows is not None and getattr(experiment, job) is not None:
-            check_kinds(prepared.rows, job)
     if prepared.rows is not None and experiment.train is not None:
         coming = tuple(job for job in ("mine", "score") if getattr(experiment, job) is not None)
         check_rows(experiment, prepared.rows, coming=coming)
@@ -82,10 +83,24 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     return path
 
 
+def _check_models(experiment: Experiment) -> None:
+    """Refuses models that are not there."""
+    load_config(experiment.model.name_or_path, trust_remote_code=experiment.model.trust_remote_code)
+    if experiment.score is not None:
+        load_config(experiment.score.model, trust_remote_code=experiment.score.trust_remote_code)
+    if experiment.mine is not None and experiment.mine.model is not None:
+        load_config(experiment.mine.model, trust_remote_code=experiment.model.trust_remote_code)
+    if experiment.evaluate is not None and experiment.evaluate.retriever is not None:
+        check_retriever(experiment)
+
+
 def _check_sections(experiment: Experiment) -> None:
     """Refuses sections whose data are not named, and lengths that the model cannot read."""
-    if experiment.evaluate is not None and experiment.data.evaluation is None:
-        raise ValueError("the experiment has a section evaluate; set data.evaluation to a BEIR folder, or remove it")
+    if experiment.evaluate is not None and experiment.data.evaluation is None and not experiment.evaluate.tasks:
+        raise ValueError(
+            "the experiment has a section evaluate; set data.evaluation to a BEIR folder, or evaluate.tasks, or remove "
+            "the section"
+        )
     on_this_machine = experiment.ray.address is None and "RAY_ADDRESS" not in os.environ
     if experiment.ray.use_gpu and on_this_machine and torch.cuda.device_count() < experiment.ray.num_workers:
         raise ValueError(
@@ -114,6 +129,8 @@ def _limits(experiment: Experiment) -> dict[str, int]:
 def plan(experiment: Experiment) -> str:
     """What `run` would do."""
     sources = [*experiment.data.train, *experiment.data.corpus, *filter(None, [experiment.data.evaluation])]
+    for task in experiment.evaluate.tasks if experiment.evaluate is not None else ():
+        sources += [*task.train, *task.test]
     return f"check: reads {', '.join(dict.fromkeys(map(public_name, sources))) or 'nothing (data is empty)'}"
 
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from rayembed import __version__
 from rayembed.config import Experiment
-from rayembed.config.families import RerankerConfig
 from rayembed.config.jobs import ExportConfig
 from rayembed.config.uris import public_name
 from rayembed.data.storage import write_atomic
@@ -23,8 +22,9 @@ from rayembed.jobs.folders import RECORD, written_once
 from rayembed.models.encoding import DTYPES
 from rayembed.models.export import max_seq_length, prompt_suffix, prompts
 from rayembed.models.families import FAMILIES
-from rayembed.models.loading import pooling_of, weights_fingerprint
-from rayembed.models.pairs import PROMPT
+from rayembed.models.in_context import icl_section
+from rayembed.models.loading import load_tokenizer, pooling_of, weights_fingerprint
+from rayembed.models.pairs import layout_of, trained_reading
 from rayembed.models.probe import least_cosine, read_probe, reranker_section
 from rayembed.models.rerankers import load_reranker
 
@@ -101,8 +101,9 @@ def _check_scores(
     experiment: Experiment, folder: Path, pairs: list[tuple[str, str]], trained: NDArray[np.float32], largest: float
 ) -> float:
     config = reranker_section(experiment, str(folder))
-    reranker = load_reranker(config, config.kind, device=torch.device("cpu"))
-    found = reranker.score(pairs, max_len=config.max_len, tokens_per_batch=4096, dtype=torch.float32)
+    reading = trained_reading(experiment)
+    reranker = load_reranker(config, config.kind, device=torch.device("cpu"), reading=reading)
+    found = reranker.score(pairs, tokens_per_batch=4096, dtype=torch.float32)
     difference = float(np.abs(found - trained).max() / max(1.0, float(np.abs(trained).max())))
     if math.isnan(difference) or difference > largest:
         raise ExportError(
@@ -151,6 +152,7 @@ def _write_format(experiment: Experiment, model: Path, folder: Path, dtype: torc
 def card(experiment: Experiment, out: Path, agreement: str) -> str:
     """The model card: what it is, what it was trained on and how, what was measured."""
     steps = (out / "train" / "metrics.jsonl").read_text().splitlines()
+    metrics = _metrics(out)
     environment = Environment(
         loader=PackageLoader("rayembed.models", "templates"), autoescape=False, trim_blocks=True, lstrip_blocks=True
     )
@@ -163,15 +165,49 @@ def card(experiment: Experiment, out: Path, agreement: str) -> str:
         prompts=prompts(experiment.model),
         prompt_suffix=prompt_suffix(experiment.model),
         max_seq_length=max_seq_length(experiment),
-        flag_poolings=FLAG_POOLINGS,
+        flag_loads=_flag_loads(experiment),
+        icl=_icl_facts(experiment),
         flag_model_class=FAMILIES[experiment.model.family].flag_model_class,
-        metrics=_metrics(out),
+        metrics=metrics,
+        measured_tasks={name: task for name, task in metrics.get("tasks", {}).items() if "tuned" in task},
         steps=len(steps),
         last=json.loads(steps[-1]) if steps else {},
         agreement=agreement,
         reads_pairs=experiment.trains_reranker(),
-        reranker_prompt=(experiment.reranker or RerankerConfig()).prompt or PROMPT,
+        reranker=_reranker_facts(experiment, out / "model") if experiment.trains_reranker() else {},
     )
+
+
+def _reranker_facts(experiment: Experiment, folder: Path) -> dict[str, Any]:
+    """Prompt and lengths of pairs, and one for FlagEmbedding, which counts a prompt twice beyond max_length."""
+    reading, decoder = trained_reading(experiment), FAMILIES[experiment.model.family].causal
+    tokenizer = load_tokenizer(
+        str(folder), padding_side="right", trust_remote_code=experiment.model.trust_remote_code, causal=decoder
+    )
+    layout = layout_of(tokenizer, reading, decoder=decoder)
+    beyond = 2 * len(layout.around[2]) if decoder else 0
+    return {"prompt": reading.prompt, "layout": layout, "flag_max_length": max(layout.max_len - beyond, 16)}
+
+
+def _flag_loads(experiment: Experiment) -> bool:
+    """Whether FlagEmbedding has the model's pooling; its class for decoders has last_token alone."""
+    decoder = FAMILIES[experiment.model.family].causal
+    return pooling_of(experiment.model) in (("last_token",) if decoder else FLAG_POOLINGS)
+
+
+def _icl_facts(experiment: Experiment) -> dict[str, Any] | None:
+    """Suffix and examples as FlagEmbedding's class is told them; None for other families."""
+    section, model = icl_section(experiment), experiment.model
+    if section is None:
+        return None
+    suffix = section.icl_suffix_str.replace("\\n", "\n")
+    instruct = model.query_instruction_for_retrieval
+    form = model.query_instruction_format.replace("\\n", "\n") if instruct else "{}{}"
+    examples = [
+        {"instruct": one.instruct or instruct or "", "query": one.query, "response": one.response}
+        for one in section.examples_for_task
+    ]
+    return {"suffix": suffix, "examples": examples, "format": form + suffix + "{}"}
 
 
 def _metrics(out: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from rayembed.config import Experiment
 from rayembed.config.deepspeed import deepspeed_settings
@@ -96,23 +95,6 @@ def planned_batches(experiment: Experiment, rows: Store, datasets: Datasets) -> 
     """
     keys = TextKeys.of(rows) if experiment.data.no_duplicates_within_batch else None
     return batch_plan(datasets, experiment, lengths=np.full(rows.num_rows, LONG, np.int32), keys=keys)
-
-
-def check_kinds(rows: Store, job: str) -> None:
-    """Refuses rows that a job has nothing to do for.
-
-    Raises:
-        ValueError: names the dataset and its type.
-    """
-    for part in rows.iter_parts(["type", "dataset"]):
-        for kind in OF_OWN_KIND:
-            found = part.filter(pc.equal(part.column("type"), kind))
-            if found.num_rows:
-                raise ValueError(
-                    f"dataset {found.column('dataset')[0].as_py()!r} is of type {kind}, whose rows bring what they are "
-                    f"trained with: {job} is for retrieval. Mine and score retrieval data in an experiment of their "
-                    f"own, and put what it writes beside the others in data.train"
-                )
 
 
 def _check_dataset(experiment: Experiment, dataset: Dataset) -> None:

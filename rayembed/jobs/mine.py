@@ -8,24 +8,24 @@ corpus and rows alone: the draws of a query are seeded by its id.
 import json
 import logging
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rayembed.config import Experiment
 from rayembed.config.mine import MineConfig
-from rayembed.data.prepare import Prepared, prepare
+from rayembed.data.prepare import prepare
 from rayembed.data.storage import fingerprint, write_atomic
 from rayembed.data.store import Store
 from rayembed.jobs import estimates
 from rayembed.jobs.choice import choose_all
 from rayembed.jobs.embeddings import check_given, given_vectors, reads_of_embeddings
 from rayembed.jobs.folders import Reads, state, written_once
-from rayembed.jobs.inputs import check_kinds
 from rayembed.jobs.judging import judge
 from rayembed.jobs.mined_rows import write_rows
 from rayembed.jobs.miner import miner
 from rayembed.jobs.pairs import check_teacher, teacher_reads
+from rayembed.jobs.passed_through import in_words, passed_through, retrieval_rows
 from rayembed.jobs.pools import Mining, absent_positives, make_pools, window
 from rayembed.jobs.ranking import search_shards
 from rayembed.jobs.recall import measure_recall
@@ -48,8 +48,24 @@ NOT_THE_RESULT = (  # of section mine: the model by its weights, embeddings by t
 )
 
 
+@dataclass(frozen=True)
+class Data:
+    """What is mined: for which rows, in which corpus."""
+
+    everything: Store
+    """All training rows, in their order."""
+
+    rows: Store
+    """Those of retrieval; the others pass through."""
+
+    corpus: Store
+
+    passed: dict[str, int]
+    """How many rows of each dataset pass through."""
+
+
 def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
-    """Mines hard negatives.
+    """Mines hard negatives; rows of types sts and class pass through.
 
     Args:
         experiment: sections mine, data, model, search; section score for a teacher that denoises and audits.
@@ -62,33 +78,33 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
         ValueError: the data have errors, or the folder was mined from something else.
     """
     config = _section(experiment)
-    prepared = _data(experiment)
+    data = _data(experiment)
     final = Path(experiment.output_dir) / "mine"
 
     def write(folder: Path) -> None:
-        logger.info("%s", _planned(experiment, prepared).in_words())
+        logger.info("%s", _planned(experiment, data).in_words())
         with ray_session(experiment.ray):
             if config.use_gpu_for_searching:
                 check_gpus(experiment.ray, "mine.use_gpu_for_searching")
-            _mine(experiment, config, prepared, folder)
+            _mine(experiment, config, data, folder)
 
-    rows, _ = _stores(prepared)
-    reads = _reads(experiment, config, prepared)
+    reads = _reads(experiment, config, data)
     # Half of an audit by one teacher is not gone on with by another; a finished one stays, the rows are the same.
-    layout = [*rows.layout, int(fingerprint(_judge_of_audit(experiment, config)), 16)]
+    layout = [*data.rows.layout, int(fingerprint(_judge_of_audit(experiment, config)), 16)]
     return written_once(final, reads, write, overwrite=overwrite, experiment=experiment, layout=layout)
 
 
 def plan(experiment: Experiment) -> str:
     """What `run` would do."""
     config = _section(experiment)
-    prepared = _data(experiment)
-    rows, corpus = _stores(prepared)
-    where = state(Path(experiment.output_dir) / "mine", _reads(experiment, config, prepared))
+    data = _data(experiment)
+    rows, corpus = data.rows, data.corpus
+    where = state(Path(experiment.output_dir) / "mine", _reads(experiment, config, data))
+    others = f"{in_words(data.passed)}; " if data.passed else ""
     return (
         f"mine: {rows.num_rows:,} queries against {corpus.num_rows:,} passages in {len(corpus.parts)} units, "
         f"{config.negative_number} negatives a query from ranks {config.range_for_sampling}; "
-        f"{_to_encode(experiment, config, rows, corpus)}; {_planned(experiment, prepared).in_words()}; {where}"
+        f"{_to_encode(experiment, config, rows, corpus)}; {_planned(experiment, data).in_words()}; {others}{where}"
     )
 
 
@@ -102,7 +118,7 @@ def _section(experiment: Experiment) -> MineConfig:
     return experiment.mine or MineConfig()
 
 
-def _data(experiment: Experiment) -> Prepared:
+def _data(experiment: Experiment) -> Data:
     prepared = prepare(experiment, evaluation=False)
     prepared.report.raise_if_errors()
     if prepared.rows is None or prepared.corpus is None:
@@ -113,8 +129,9 @@ def _data(experiment: Experiment) -> Prepared:
             f"mine.rounds is {config.rounds}: rounds are of `rayembed run`, which trains between them; set "
             "mine.rounds=1 to mine once"
         )
-    rows, corpus = prepared.rows, prepared.corpus
-    check_kinds(rows, "mine")
+    passed = passed_through(prepared.rows, "mine")
+    rows = retrieval_rows(prepared.rows, Path(experiment.cache()), experiment.encode.queries_per_unit)
+    corpus = prepared.corpus
     check_window(config, corpus)
     check_given(experiment, rows, corpus)
     _check_models(experiment, config)
@@ -126,7 +143,7 @@ def _data(experiment: Experiment) -> Prepared:
             "positive is found by its text with the title before it, where the passage has one), or remove either "
             "setting"
         )
-    return prepared
+    return Data(prepared.rows, rows, corpus, passed)
 
 
 def check_window(config: MineConfig, corpus: Store) -> None:
@@ -160,18 +177,11 @@ def _judge_of_audit(experiment: Experiment, config: MineConfig) -> dict[str, Any
     return teacher_reads(experiment) if asked else None
 
 
-def _stores(prepared: Prepared) -> tuple[Store, Store]:
-    assert prepared.rows is not None
-    assert prepared.corpus is not None
-    return prepared.rows, prepared.corpus
-
-
-def _reads(experiment: Experiment, config: MineConfig, prepared: Prepared) -> Reads:
-    rows, corpus = _stores(prepared)
+def _reads(experiment: Experiment, config: MineConfig, data: Data) -> Reads:
     own = miner(experiment)
     reads = {
-        "rows": rows.fingerprint,
-        "corpus": corpus.fingerprint,
+        "rows": data.everything.fingerprint,
+        "corpus": data.corpus.fingerprint,
         **encoding_reads(own),
         "mine": {key: value for key, value in asdict(config).items() if key not in _without_effect(config)},
         "seed": experiment.seed,
@@ -200,8 +210,8 @@ def _without_effect(config: MineConfig) -> set[str]:
     return names
 
 
-def _planned(experiment: Experiment, prepared: Prepared) -> Planned:
-    rows, corpus = _stores(prepared)
+def _planned(experiment: Experiment, data: Data) -> Planned:
+    rows, corpus = data.rows, data.corpus
     return planned_memory(
         passages=corpus.num_rows,
         queries=rows.num_rows,
@@ -212,8 +222,8 @@ def _planned(experiment: Experiment, prepared: Prepared) -> Planned:
     )
 
 
-def _mine(experiment: Experiment, config: MineConfig, prepared: Prepared, folder: Path) -> None:
-    rows, corpus = _stores(prepared)
+def _mine(experiment: Experiment, config: MineConfig, data: Data, folder: Path) -> None:
+    rows, corpus = data.rows, data.corpus
     queries, passages, absent = _vectors(experiment, config, rows, corpus)
     ranks, use_gpu = window(config)[1], config.use_gpu_for_searching
     tops = search_shards(experiment, queries, passages, ranks, use_gpu=use_gpu)
@@ -222,7 +232,7 @@ def _mine(experiment: Experiment, config: MineConfig, prepared: Prepared, folder
     pools = make_pools(mining)
     judged, teacher = judge(mining, pools) if config.denoise else (None, None)
     uses = choose_all(mining, pools, judged, folder / CHOSEN)
-    audit, counts = write_rows(mining, pools, folder / CHOSEN, folder, teacher=teacher)
+    audit, counts = write_rows(mining, pools, folder / CHOSEN, folder, everything=data.everything, teacher=teacher)
     shutil.rmtree(folder / CHOSEN)
     counts_of = figures(audit)
     stats = {
@@ -234,6 +244,7 @@ def _mine(experiment: Experiment, config: MineConfig, prepared: Prepared, folder
         "teacher": experiment.score.model if experiment.score is not None and counts_of["judged_pairs"] else None,
         "search": recall,
         "uses": uses.summary(),
+        "passed_through": data.passed,
     }
     write_atomic(folder / "stats.json", json.dumps(stats, indent=1).encode())
     if counts["given_negatives_replaced"]:
@@ -241,8 +252,9 @@ def _mine(experiment: Experiment, config: MineConfig, prepared: Prepared, folder
             "mine: %d negatives that the rows brought are replaced by mined ones", counts["given_negatives_replaced"]
         )
     _write_audit(folder / "audit.html", mining, stats, audit, _most_used(uses, corpus))
-    for line in table(stats, audit).splitlines():
-        logger.info("mine: %s", line)
+    for line in [*table(stats, audit).splitlines(), in_words(data.passed)]:
+        if line:
+            logger.info("mine: %s", line)
 
 
 def _vectors(

@@ -15,21 +15,22 @@ from rayembed.data.store import Row, Store
 from rayembed.jobs.choice import LATE
 from rayembed.jobs.judging import judge_sample
 from rayembed.jobs.pair_scores import PairScores
+from rayembed.jobs.passed_through import row_line, units_with_others, with_others, write_lines
 from rayembed.jobs.pool_files import Chosen, Pools, known
-from rayembed.jobs.pools import Mining, Passages, row_units, window
+from rayembed.jobs.pools import Mining, Passages, window
 from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.units import Work, run_units
 from rayembed.mining.audit import Mined, Negative, example_rows, part_audit, summed
 from rayembed.mining.filters import filters_of
 
-KEPT = ("query_id", "query", "prompt", "pos", "pos_ids", "dataset", "type", "related_ids")  # of a row, as it was
+KEPT = ("query_id", "query", "prompt", "pos", "pos_ids", "dataset", "type", "related_ids", "label")  # as they were
 AUDITS = "audits"  # each part's own: together they may be too much for the memory of the driver
 AUDITS_AT_ONCE = 100
 SAMPLE_STREAM = 2  # of random numbers, beside the one that draws the examples
 
 
 def write_rows(
-    mining: Mining, pools: Path, chosen: Path, folder: Path, *, teacher: Path | None
+    mining: Mining, pools: Path, chosen: Path, folder: Path, *, everything: Store, teacher: Path | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Writes part-*.jsonl.
 
@@ -38,6 +39,7 @@ def write_rows(
         pools: folder of the pools.
         chosen: folder of the choice.
         folder: that is written to.
+        everything: all training rows; those that are not mined pass through.
         teacher: folder of the teacher's scores of all candidates. None: it judges a sample here, where there is one.
 
     Returns:
@@ -53,6 +55,7 @@ def write_rows(
         worker="rayembed.jobs.mined_rows:RowWorker",
         arguments={
             "experiment": shipped(mining.experiment),
+            "everything": str(everything.folder),
             "rows": str(mining.rows.folder),
             "corpus": str(mining.corpus.folder),
             "pools": str(pools),
@@ -63,7 +66,8 @@ def write_rows(
         folder=folder,
         light=True,
     )
-    counts = run_units(row_units(mining.rows), work, mining.experiment.ray, use_gpu=False)
+    units = units_with_others(everything, mining.rows)
+    counts = run_units(units, work, mining.experiment.ray, use_gpu=False)
     dropped: Counter[str] = Counter()
     for count in counts:
         dropped.update(count["dropped"])
@@ -99,6 +103,7 @@ class RowWorker:
         self,
         *,
         experiment: str,
+        everything: str,
         rows: str,
         corpus: str,
         pools: str,
@@ -110,6 +115,7 @@ class RowWorker:
     ) -> None:
         self._experiment = received(experiment)
         self._config = self._experiment.mine or MineConfig()
+        self._everything = Store.open(Path(everything))
         self._rows, self._corpus = Store.open(Path(rows)), Store.open(Path(corpus))
         self._pools, self._chosen = Path(pools), Path(chosen)
         self._teacher = PairScores(Path(teacher)) if teacher else None
@@ -118,7 +124,7 @@ class RowWorker:
         self._shown = example_rows(self._rows.num_rows, self._experiment.seed)
 
     def __call__(self, spec: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
-        """Writes one part."""
+        """Writes one part, with the rows that pass through before, between and after its own."""
         first = self._rows.parts[spec["part"]].first_row
         table = self._rows.read_part(spec["part"]).to_pylist()
         pools, chosen = Pools.load(self._pools, spec["part"]), Chosen.load(self._chosen, spec["part"])
@@ -128,10 +134,9 @@ class RowWorker:
             self._mined(row, first + i, pools.positives_of(i), _negatives(chosen, i, passages), dropped[i].tolist())
             for i, row in enumerate(table)
         ]
-        lines = [
-            json.dumps(_line(row, own.negatives), ensure_ascii=False) for row, own in zip(table, mined, strict=True)
-        ]
-        write_atomic(folder / f"{name}.jsonl", ("\n".join(lines) + "\n").encode())
+        lines = (row_line(_mined_row(row, own.negatives)) for row, own in zip(table, mined, strict=True))
+        in_order = with_others(self._everything, spec["first"], spec["last"], lines)
+        write_lines(folder / f"{name}.jsonl", in_order)
         first_rank, last_rank = window(self._config)
         shown = [i for i in range(len(table)) if first + i in self._shown]
         audit = part_audit(mined, first_rank=first_rank, last_rank=last_rank, shown=shown)
@@ -174,7 +179,7 @@ def _negatives(chosen: Chosen, row: int, passages: Passages) -> list[Negative]:
     ]
 
 
-def _line(row: Row, negatives: Sequence[Negative]) -> dict[str, Any]:
+def _mined_row(row: Row, negatives: Sequence[Negative]) -> dict[str, Any]:
     """The row with new negatives; scores of the old ones would be wrong and are left out."""
-    kept = {key: row[key] for key in KEPT if row.get(key) is not None}
+    kept = {key: row.get(key) for key in KEPT}
     return {**kept, "neg": [n.text for n in negatives], "neg_ids": [n.id for n in negatives]}

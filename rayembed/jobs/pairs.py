@@ -30,7 +30,8 @@ from rayembed.jobs.vector_files import Vectors
 from rayembed.jobs.vectors import Wanted, encode_stores
 from rayembed.models.encoding import resolve_dtype, resolve_tokens_per_batch
 from rayembed.models.loading import check_length, load_config
-from rayembed.models.rerankers import check_pair_length, load_reranker
+from rayembed.models.pairs import PairReading
+from rayembed.models.rerankers import check_pair_length, load_reranker, teacher_reading
 from rayembed.tracking.progress import Progress
 
 __all__ = ["PairCounts", "PairScores", "PairSource", "check_teacher", "counted_scores", "score_pairs", "teacher_reads"]
@@ -77,7 +78,9 @@ class PairCounts:
     """Of the different ones; the others were in the cache."""
 
 
-def score_pairs(experiment: Experiment, source: PairSource, *, what: str) -> PairScores:
+def score_pairs(
+    experiment: Experiment, source: PairSource, *, what: str, reading: PairReading | None = None
+) -> PairScores:
     """Scores the pairs that the cache lacks, by the teacher of section score, and returns the cache.
 
     Memory of the calling process: 16 bytes a different pair (32 while they are sorted anew), and the pairs of one part.
@@ -86,26 +89,31 @@ def score_pairs(experiment: Experiment, source: PairSource, *, what: str) -> Pai
         experiment: sections score, encode, ray.
         source: the pairs. Its fingerprint names what a killed call goes on with.
         what: first words of the progress lines.
+        reading: how a reranker reads pairs. None: as section score and the model's rayembed.json say.
 
     Raises:
         ValueError: the teacher has no positions for score.max_len, or the source gives other pairs when read again.
         UnitError: some units failed; the others are kept.
     """
-    return counted_scores(experiment, source, what=what)[0]
+    return counted_scores(experiment, source, what=what, reading=reading)[0]
 
 
-def counted_scores(experiment: Experiment, source: PairSource, *, what: str) -> tuple[PairScores, PairCounts]:
+def counted_scores(
+    experiment: Experiment, source: PairSource, *, what: str, reading: PairReading | None = None
+) -> tuple[PairScores, PairCounts]:
     """As `score_pairs`, with what was found in the cache and what was not."""
     kind = kind_of_teacher(experiment)
-    check_teacher(experiment)
-    cache = Path(experiment.cache()) / f"pairs-{fingerprint(teacher_reads(experiment))}"
+    check_teacher(experiment, reading)
+    if kind != "embedder":
+        reading = reading or teacher_reading(teacher_section(experiment))
+    cache = Path(experiment.cache()) / f"pairs-{fingerprint(teacher_reads(experiment, reading))}"
     call = cache / "calls" / fingerprint(asdict(source))
     counts = None
     while True:
         resumed = (call / "plan").exists() or working_folder(call / "plan").exists()
         plan = Plan.made(source, PairScores(cache), call / "plan", what)
         units = plan.units()
-        pieces = _score(experiment, source, plan, units, kind, what) if units else []
+        pieces = _score(experiment, source, plan, units, kind, what, reading) if units else []
         if pieces:
             publish(pieces, cache, call.name)
         _remove(call)
@@ -119,8 +127,12 @@ def counted_scores(experiment: Experiment, source: PairSource, *, what: str) -> 
             return PairScores(cache), counts
 
 
-def check_teacher(experiment: Experiment) -> None:
+def check_teacher(experiment: Experiment, reading: PairReading | None = None) -> None:
     """Refuses a teacher that cannot score with these settings, by its configuration alone.
+
+    Args:
+        experiment: section score.
+        reading: how a reranker reads pairs. None: as section score and the model's rayembed.json say.
 
     Raises:
         ValueError: it has no positions for score.max_len, or more than one label.
@@ -129,13 +141,16 @@ def check_teacher(experiment: Experiment) -> None:
     config, kind = teacher_section(experiment), kind_of_teacher(experiment)
     remote = config.trust_remote_code
     if kind == "embedder":
-        check_length(config.model, config.max_len, "score.max_len", trust_remote_code=remote)
+        check_length(config.model, config.longest(), "score.max_len", trust_remote_code=remote)
         return
-    check_pair_length(config, kind)
+    name = "score.max_len" if reading is None else "data.query_max_len + data.passage_max_len"
+    check_pair_length(config, kind, name, reading=reading)
     labels = load_config(config.model, trust_remote_code=remote).num_labels
     if kind == "reranker" and labels != 1:
         raise ValueError(
-            f"{config.model} has {labels} labels; a teacher has one score, set score.model to a reranker or an embedder"
+            f"{config.model} has {labels} labels, and a reranker has one score; set "
+            + ("model.name_or_path" if reading is not None else "score.model")
+            + " to another model"
         )
 
 
@@ -247,7 +262,13 @@ class PlannedPairs:
 
 
 def _score(
-    experiment: Experiment, source: PairSource, plan: Plan, units: list[Unit], kind: str, what: str
+    experiment: Experiment,
+    source: PairSource,
+    plan: Plan,
+    units: list[Unit],
+    kind: str,
+    what: str,
+    reading: PairReading | None,
 ) -> list[Path]:
     """Does the units; returns the runs that they wrote, none for a part that is no longer what was planned."""
     folder = plan.folder.with_name("units")
@@ -256,7 +277,8 @@ def _score(
         arguments |= _encoded(experiment, source, plan, units)
         worker = "rayembed.jobs.pairs:EmbedderWorker"
     else:
-        arguments |= {"experiment": shipped(experiment), "kind": kind}
+        assert reading is not None
+        arguments |= {"experiment": shipped(experiment), "kind": kind, "reading": asdict(reading)}
         worker = "rayembed.jobs.pairs:RerankerWorker"
     work = Work(what=f"{what} by {kind}", counted="pairs", worker=worker, arguments=arguments, folder=folder)
     counts = run_units(units, work, experiment.ray, use_gpu=False if kind == "embedder" else None)
@@ -267,13 +289,23 @@ class RerankerWorker:
     """Scores units of pairs by a cross-encoder or a decoder."""
 
     def __init__(
-        self, *, experiment: str, kind: str, source: dict[str, Any], plan: str, threads: int, use_gpu: bool
+        self,
+        *,
+        experiment: str,
+        kind: str,
+        reading: dict[str, Any],
+        source: dict[str, Any],
+        plan: str,
+        threads: int,
+        use_gpu: bool,
     ) -> None:
         torch.set_num_threads(threads)
         self._experiment = received(experiment)
         self._planned = PlannedPairs(PairSource(**source), Path(plan))
         self._device = torch.device("cuda" if use_gpu else "cpu")
-        self._teacher = load_reranker(teacher_section(self._experiment), kind, device=self._device)
+        self._teacher = load_reranker(
+            teacher_section(self._experiment), kind, device=self._device, reading=PairReading(**reading)
+        )
 
     def __call__(self, spec: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
         """Writes one run."""
@@ -285,7 +317,6 @@ class RerankerWorker:
             encode = self._experiment.encode
             scores = self._teacher.score(
                 pairs,
-                max_len=teacher_section(self._experiment).max_len,
                 tokens_per_batch=resolve_tokens_per_batch(encode.tokens_per_batch, self._device),
                 dtype=resolve_dtype(encode.dtype, self._device),
             )
@@ -335,7 +366,7 @@ def _encoded(experiment: Experiment, source: PairSource, plan: Plan, units: list
             _write_texts(working, PlannedPairs(source, plan.folder), units, experiment.passages_per_unit())
     queries, passages = (Store.open(folder / side) for side in ("queries", "passages"))
     teacher = embedding_teacher(experiment)
-    wanted = [Wanted(queries, "query"), Wanted(passages, "passage", teacher_section(experiment).max_len)]
+    wanted = [Wanted(queries, "query"), Wanted(passages, "passage", teacher_section(experiment).longest())]
     vectors = dict(zip(("queries", "passages"), encode_stores(teacher, wanted), strict=True))
     return {side: [str(own.folder), str(own.store.folder)] for side, own in vectors.items()}
 

@@ -8,14 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayembed.config import Experiment
-from rayembed.config.model import ModelConfig
 from rayembed.data.prompts import passage_text, query_text
 from rayembed.data.storage import fingerprint, whole_file
 from rayembed.data.store import Store
 from rayembed.jobs.miner import with_embedder
 from rayembed.jobs.pairs import PairSource, score_pairs, sizes_of_parts
 from rayembed.jobs.shipping import received, shipped
+from rayembed.models.loading import check_length, teacher_kind
+from rayembed.models.pairs import trained_reading
 from rayembed.models.probe import reranker_section
+from rayembed.models.settings_file import embedder_config
 
 QUERIES_PER_PART = 256  # of the pairs: not of the queries' store, whose cut must not decide which pairs share a batch
 Candidates = list[NDArray[np.int64]]
@@ -27,14 +29,31 @@ def retriever(experiment: Experiment) -> Experiment:
     name = experiment.evaluate.retriever if experiment.evaluate is not None else None
     if name is None:
         raise ValueError("a reranker orders what another model finds; set evaluate.retriever to an embedder")
-    model = ModelConfig(name_or_path=name, trust_remote_code=experiment.model.trust_remote_code)
+    model = embedder_config(name, trust_remote_code=experiment.model.trust_remote_code)
     return replace(with_embedder(experiment, model), mine=None)
+
+
+def check_retriever(experiment: Experiment) -> None:
+    """Refuses a retriever that cannot find passages, by its configuration alone.
+
+    Raises:
+        ValueError: it is a reranker, or has no positions for the lengths of texts.
+        FileNotFoundError: there is no checkpoint under its name.
+    """
+    found = retriever(experiment)
+    name, remote = found.model.name_or_path, found.model.trust_remote_code
+    if teacher_kind(name, trust_remote_code=remote) == "reranker":
+        raise ValueError(
+            f"evaluate.retriever {name} is a classifier of pairs by its config.json; set it to an embedder"
+        )
+    for side in ("query", "passage"):
+        check_length(name, found.max_len(side), f"{side}_max_len of evaluate.retriever", trust_remote_code=remote)
 
 
 def pair_scores(
     experiment: Experiment, model: str, queries: Store, corpus: Store, candidates: Candidates
 ) -> list[NDArray[np.float32]]:
-    """Scores of each query's candidates by a reranker, in their order.
+    """Scores of each query's candidates by a reranker, in their order; it reads them as in the experiment's training.
 
     Args:
         experiment: instructions, lengths, resources.
@@ -62,7 +81,7 @@ def pair_scores(
         mine=None,
         evaluate=None,
     )
-    known = score_pairs(asked, source, what="rerank")
+    known = score_pairs(asked, source, what="rerank", reading=trained_reading(experiment))
     maker = CandidatePairs(**arguments)
     found = np.concatenate([known.lookup(maker.pairs(part)) for part in range(len(sizes))])
     return np.split(found, np.cumsum(lengths)[:-1])

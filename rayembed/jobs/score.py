@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from rayembed.config import Experiment
 from rayembed.data.storage import write_atomic
-from rayembed.data.store import Store
+from rayembed.data.store import Row, Store
+from rayembed.data.tasks import OF_OWN_KIND
 from rayembed.jobs.folders import Reads, state, written_once
-from rayembed.jobs.inputs import check_kinds, planned_rows, training_rows
+from rayembed.jobs.inputs import planned_rows, training_rows
 from rayembed.jobs.pairs import PairCounts, PairScores, PairSource, counted_scores, sizes_of_parts
+from rayembed.jobs.passed_through import in_words, of_own_kind, passed_through, row_line, write_lines
 from rayembed.jobs.score_stats import added, distribution, summary, warnings
 from rayembed.jobs.session import ray_session
 from rayembed.jobs.teacher import kind_of_teacher, teacher_reads, teacher_section
@@ -33,7 +35,7 @@ ROWS_PER_PART = 1024  # of the pairs: not of the rows' store, whose cut must not
 
 
 def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
-    """Scores the rows that `mine` wrote, or data.train without it.
+    """Scores the rows that `mine` wrote, or data.train without it; rows of types sts and class pass through.
 
     Args:
         experiment: sections score, data, model.
@@ -44,11 +46,11 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     """
     teacher_section(experiment)
     rows, _ = training_rows(experiment, after=("mine",))
-    check_kinds(rows, "score")
+    passed = passed_through(rows, "score")
 
     def write(folder: Path) -> None:
         with ray_session(experiment.ray):
-            _score(experiment, rows, folder)
+            _score(experiment, rows, passed, folder)
 
     final = Path(experiment.output_dir) / "score"
     reads = _reads(experiment, rows)
@@ -60,10 +62,11 @@ def plan(experiment: Experiment) -> str:
     config = teacher_section(experiment)
     rows, source = planned_rows(experiment, after=("mine",))
     where = state(Path(experiment.output_dir) / "score", _reads(experiment, rows))
-    pairs = sum(row_pairs(rows).sizes)
+    pairs, passed = sum(row_pairs(rows).sizes), passed_through(rows, "score")
+    others = f"{in_words(passed)}; " if passed else ""
     return (
-        f"score: {rows.num_rows:,} rows of {source}, at most {pairs:,} pairs, by {config.model} "
-        f"({kind_of_teacher(experiment)}); {where}"
+        f"score: {rows.num_rows - sum(passed.values()):,} rows of {source}, at most {pairs:,} pairs, by "
+        f"{config.model} ({kind_of_teacher(experiment)}); {others}{where}"
     )
 
 
@@ -72,10 +75,11 @@ def _reads(experiment: Experiment, rows: Store) -> Reads:
 
 
 def row_pairs(rows: Store) -> PairSource:
-    """Every query with its positives and its negatives."""
+    """Every query with its positives and its negatives, of rows of retrieval."""
     pairs = [np.empty(0, np.int64)]
-    for table in rows.iter_parts(SIDES):
-        pairs.append(sum(pc.list_value_length(table.column(side)).to_numpy() for side in SIDES))
+    for table in rows.iter_parts([*SIDES, "type"]):
+        both = sum(pc.list_value_length(table.column(side)).to_numpy() for side in SIDES)
+        pairs.append(np.where(of_own_kind(table), 0, both))
     sizes = sizes_of_parts(np.concatenate(pairs), ROWS_PER_PART)
     arguments = {"rows": str(rows.folder), "fingerprint": rows.fingerprint}
     return PairSource("rayembed.jobs.score:RowPairs", arguments, len(sizes), sizes)
@@ -91,11 +95,17 @@ class RowPairs:
     def pairs(self, part: int) -> list[tuple[str, str]]:
         """All of a part, which is none of the rows' store."""
         last = min((part + 1) * ROWS_PER_PART, self._rows.num_rows)
-        rows = self._rows.take(np.arange(part * ROWS_PER_PART, last), ["query", *SIDES]).to_pylist()
-        return [(row["query"], text) for row in rows for side in SIDES for text in row[side]]
+        rows = self._rows.take(np.arange(part * ROWS_PER_PART, last), ["query", *SIDES, "type"]).to_pylist()
+        return _pairs(rows)
 
 
-def _score(experiment: Experiment, rows: Store, folder: Path) -> None:
+def _pairs(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    return [
+        (row["query"], text) for row in rows if row["type"] not in OF_OWN_KIND for side in SIDES for text in row[side]
+    ]
+
+
+def _score(experiment: Experiment, rows: Store, passed: dict[str, int], folder: Path) -> None:
     scores, counts = counted_scores(experiment, row_pairs(rows), what="score")
     if not (folder / COUNTS).exists():  # a resumed job finds in the cache what it has scored itself
         write_atomic(folder / COUNTS, json.dumps(asdict(counts)).encode())
@@ -117,6 +127,9 @@ def _score(experiment: Experiment, rows: Store, folder: Path) -> None:
     ]
     parts = run_units(units, work, experiment.ray, use_gpu=False)
     stats = _stats(experiment, PairCounts(**json.loads((folder / COUNTS).read_text())), parts)
+    stats["passed_through"] = passed
+    if passed:
+        logger.info("score: %s", in_words(passed))
     for warning in stats["warnings"]:
         logger.warning("score: %s", warning)
     write_atomic(folder / "stats.json", json.dumps(stats, indent=1).encode())
@@ -151,7 +164,7 @@ class WriteWorker:
     def __call__(self, spec: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
         """Writes one part."""
         table = self._rows.read_part(spec["part"]).to_pylist()
-        pairs = [(row["query"], text) for row in table for side in SIDES for text in row[side]]
+        pairs = _pairs(table)
         scores = self._scores.lookup(pairs)
         missing = np.flatnonzero(np.isnan(scores))
         if missing.size:
@@ -159,29 +172,33 @@ class WriteWorker:
                 f"{missing.size} of {len(pairs)} pairs have no score in {self._scores.folder}, among them query "
                 f"{pairs[missing[0]][0][:80]!r}; the cache was changed meanwhile, run the job again"
             )
-        ends = np.cumsum([len(row["pos"]) + len(row["neg"]) for row in table])
-        return write_scored(table, np.split(scores, ends[:-1]), folder / f"{name}.jsonl")
+        scored = [row for row in table if row["type"] not in OF_OWN_KIND]
+        ends = np.cumsum([len(row["pos"]) + len(row["neg"]) for row in scored], dtype=np.int64)
+        return write_scored(table, np.split(scores, ends)[:-1], folder / f"{name}.jsonl")
 
 
-def write_scored(table: list[dict[str, Any]], scores: Sequence[NDArray[np.float32]], path: Path) -> dict[str, Any]:
+def write_scored(table: list[Row], scores: Sequence[NDArray[np.float32]], path: Path) -> dict[str, Any]:
     """Writes training rows with their scores.
 
     Args:
         table: the rows.
-        scores: of each row, its positives' and then its negatives'.
+        scores: of each row of retrieval, its positives' and then its negatives'; the other rows stay as they are.
         path: of the jsonl file.
 
     Returns:
-        For stats.json: the rows, those with a positive on top, the distributions of both sides' scores.
+        For stats.json: rows that were scored, those with a positive on top, the distributions of both sides' scores.
     """
-    lines, agree = [], 0
+    lines, agree, of_rows = [], 0, iter(scores)
     sides: dict[str, list[float]] = {"pos": [], "neg": []}
-    for row, own in zip(table, scores, strict=True):
+    for row in table:
+        if row["type"] in OF_OWN_KIND:
+            lines.append(row_line(row))
+            continue
+        own = next(of_rows)
         pos, neg = own[: len(row["pos"])].tolist(), own[len(row["pos"]) :].tolist()
-        kept = {key: value for key, value in row.items() if value is not None}
-        lines.append(json.dumps({**kept, "pos_scores": pos, "neg_scores": neg}, ensure_ascii=False))
+        lines.append(row_line({**row, "pos_scores": pos, "neg_scores": neg}))
         sides["pos"] += pos
         sides["neg"] += neg
         agree += max(pos) >= max(neg, default=-math.inf)
-    write_atomic(path, ("\n".join(lines) + "\n").encode())
-    return {"rows": len(table), "agree": agree, **{side: distribution(values) for side, values in sides.items()}}
+    write_lines(path, lines)
+    return {"rows": len(scores), "agree": agree, **{side: distribution(values) for side, values in sides.items()}}

@@ -13,6 +13,7 @@ from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.units import Unit, Work, run_units
 from rayembed.models.encoding import tokenize
 from rayembed.models.families import FAMILIES
+from rayembed.models.in_context import icl_section, reader_of
 from rayembed.models.loading import check_length, tokenizer_fingerprint
 from rayembed.models.pairs import pair_layout
 from rayembed.models.trained import build_tokenizer
@@ -32,6 +33,7 @@ def tokenize_rows(experiment: Experiment, rows: Store) -> Tokenized:
     model, data = experiment.model, experiment.data
     for setting, length in longest_texts(experiment).items():
         check_length(model.name_or_path, length, setting, trust_remote_code=model.trust_remote_code)
+    query_reader = reader_of(experiment, build_tokenizer(experiment))
     depends_on = {
         "rows": [rows.fingerprint, rows.layout],
         "tokenizer": tokenizer_fingerprint(model.name_or_path),
@@ -44,6 +46,7 @@ def tokenize_rows(experiment: Experiment, rows: Store) -> Tokenized:
         "max_len": [data.query_max_len, data.passage_max_len],
         "family": model.family,
         "new_tokens": model.additional_special_tokens,
+        **({"suffix": query_reader.suffix} if query_reader is not None else {}),
     }
     folder = Path(experiment.cache()) / f"tokens-{fingerprint(depends_on)}"
     units = [Unit(f"{i:05d}", part.num_rows, {"part": i}) for i, part in enumerate(rows.parts)]
@@ -62,6 +65,12 @@ def tokenize_rows(experiment: Experiment, rows: Store) -> Tokenized:
 def longest_texts(experiment: Experiment) -> dict[str, int]:
     """Tokens of the longest texts that the model is trained on, by the settings that say so."""
     query, passage = experiment.data.query_max_len, experiment.data.passage_max_len
+    icl = icl_section(experiment)
+    if icl is not None and icl.max_examples:
+        return {
+            "data.query_max_len + icl.examples_max_len": query + icl.examples_max_len,
+            "data.passage_max_len": passage,
+        }
     if experiment.trains_reranker():
         return {"data.query_max_len + data.passage_max_len": query + passage}
     return {"data.query_max_len": query, "data.passage_max_len": passage}
@@ -77,6 +86,8 @@ class TokenizeWorker:
         self._tokenizer = build_tokenizer(self._experiment)
         data = self._experiment.data
         self._lengths, self._special = (data.query_max_len, data.passage_max_len), True
+        reader = reader_of(self._experiment, self._tokenizer)
+        self._tokenize_query = None if reader is None else reader.tokens
         if FAMILIES[model.family].reads == "pairs":
             layout = pair_layout(self._tokenizer, self._experiment)
             self._lengths, self._special = (layout.query_max_len, layout.passage_max_len), False
@@ -89,6 +100,7 @@ class TokenizeWorker:
             name,
             model=self._experiment.model,
             tokenize=partial(tokenize, self._tokenizer, special_tokens=self._special),
+            tokenize_query=self._tokenize_query,
             query_max_len=self._lengths[0],
             passage_max_len=self._lengths[1],
         )

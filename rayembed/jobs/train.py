@@ -26,10 +26,10 @@ from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.tokenize import Tokenized, tokenize_rows
 from rayembed.models.adapters import check_adapter
 from rayembed.models.guide import check_guide
-from rayembed.models.loading import load_config, pooling_of, weights_fingerprint
-from rayembed.models.pairs import pair_layout
+from rayembed.models.loading import architecture, check_checkpointing, load_config, pooling_of, weights_fingerprint
+from rayembed.models.pairs import pair_layout, trained_reading
 from rayembed.models.probe import reranker_section
-from rayembed.models.rerankers import check_pair_length
+from rayembed.models.rerankers import check_classifier, check_pair_length
 from rayembed.models.trained import build_tokenizer
 from rayembed.training.objective import negatives_per_query
 
@@ -39,7 +39,7 @@ OF_BATCHES = (  # settings of section data that decide what is in a batch
     *("same_dataset_within_batch", "mixing", "mixing_temperature", "no_duplicates_within_batch", "length_grouping"),
     "batch_size_by_length",
 )
-OF_FAMILIES = ("m3", "lora", "reranker")  # sections that change what is trained
+OF_FAMILIES = ("m3", "lora", "icl", "reranker")  # sections that change what is trained
 
 
 class TrainingError(RuntimeError):
@@ -101,21 +101,41 @@ def check_model(experiment: Experiment) -> None:
     """Refuses a model that these settings cannot train, before a worker starts.
 
     Raises:
-        ValueError: the guide, the adapter or the layout of pairs does not fit; names the setting.
+        ValueError: the guide, the adapter, gradient checkpointing or the layout of pairs does not fit; names the
+            setting.
         FileNotFoundError: a folder of the settings is not there.
+        ModuleNotFoundError: a package that a setting needs is not there.
     """
     check_guide(experiment)
-    if experiment.lora is not None:
-        check_adapter(experiment.lora)
+    _check_architecture(experiment)
     if experiment.trains_reranker():
         pair_layout(build_tokenizer(experiment), experiment)
         config = reranker_section(experiment, experiment.model.name_or_path)
-        check_pair_length(config, config.kind, "data.query_max_len + data.passage_max_len")
+        lengths = "data.query_max_len + data.passage_max_len"
+        check_pair_length(config, config.kind, lengths, reading=trained_reading(experiment))
+        if config.kind == "reranker":
+            check_classifier(config.model, trust_remote_code=config.trust_remote_code)
     dims, remote = _section(experiment).mrl_dims, experiment.model.trust_remote_code
     if dims:
         width = int(load_config(experiment.model.name_or_path, trust_remote_code=remote).hidden_size)
         if max(dims) > width:
             raise ValueError(f"train.mrl_dims has {max(dims)}, and vectors have {width} dimensions; set at most that")
+
+
+def _check_architecture(experiment: Experiment) -> None:
+    config, lora = _section(experiment), experiment.lora
+    if lora is None and not config.gradient_checkpointing:
+        return
+    backbone = architecture(experiment.model)
+    if config.gradient_checkpointing:
+        check_checkpointing(backbone)
+    if lora is not None:
+        check_adapter(lora, backbone)
+        if lora.load_in_4bit and deepspeed_settings(experiment)["zero_optimization"]["stage"] == 3:
+            raise ValueError(
+                "lora.load_in_4bit needs ZeRO stage 0, 1 or 2, and train.deepspeed says 3, which cuts weights into "
+                "parts that bitsandbytes cannot read; set zero_optimization.stage to 2, or lora.load_in_4bit to false"
+            )
 
 
 def _section(experiment: Experiment) -> TrainConfig:

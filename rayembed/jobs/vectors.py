@@ -18,7 +18,8 @@ from rayembed.data.store import Store
 from rayembed.jobs.shipping import absolute, received, shipped
 from rayembed.jobs.units import Unit, Work, run_units
 from rayembed.jobs.vector_files import Vectors, part_name, rows_of_parts, save_part
-from rayembed.models.encoding import encode, resolve_dtype, resolve_tokens_per_batch
+from rayembed.models.encoding import encode_ids, resolve_dtype, resolve_tokens_per_batch, tokenize
+from rayembed.models.in_context import QueryReader, icl_section, reader_of
 from rayembed.models.loading import check_length, load_embedder, pooling_of, tokenizer_of, weights_fingerprint
 
 PROMPTS = (  # settings of the model that its vectors depend on
@@ -62,6 +63,7 @@ def encoding_reads(experiment: Experiment, *names: str) -> dict[str, Any]:
         "max_len": [experiment.max_len("query"), experiment.max_len("passage")],
         "dtype": experiment.encode.dtype,
         "family": [experiment.model.family, experiment.model.bidirectional],
+        **_icl_reads(experiment),
     }
 
 
@@ -91,7 +93,7 @@ def encode_stores(experiment: Experiment, wanted: Sequence[Wanted], *, model: st
     found, units, stores = list[Vectors](), list[Unit](), list[tuple[str, str, int]]()
     for own in wanted:
         length = own.max_len or experiment.max_len(own.side)
-        check_length(name, length, f"{own.side}_max_len", trust_remote_code=experiment.model.trust_remote_code)
+        _check_lengths(experiment, own.side, length, name)
         depends_on = _depends_on(experiment, own, name, length)
         folder = Path(experiment.cache()) / f"vectors-{fingerprint(depends_on)}"
         write_atomic(folder / "depends_on.json", json.dumps(depends_on, indent=1).encode())
@@ -119,6 +121,29 @@ def encode_stores(experiment: Experiment, wanted: Sequence[Wanted], *, model: st
     return found
 
 
+def task_examples(experiment: Experiment, reader: QueryReader) -> str:
+    """icl.examples_for_task as they are read before every query; empty where there are none."""
+    model, examples = experiment.model, reader.icl.examples_for_task
+    return "".join(reader.written([(query_text(model, one.query, one.instruct), one.response) for one in examples]))
+
+
+def _icl_reads(experiment: Experiment) -> dict[str, Any]:
+    icl = icl_section(experiment)
+    if icl is None:
+        return {}
+    return {"icl": [icl.icl_suffix_str, [asdict(example) for example in icl.examples_for_task]]}
+
+
+def _check_lengths(experiment: Experiment, side: str, length: int, name: str) -> None:
+    remote, setting = experiment.model.trust_remote_code, f"{side}_max_len"
+    icl = icl_section(experiment)
+    if side == "query" and icl is not None and icl.examples_for_task:
+        reader = QueryReader(tokenizer_of(experiment.model), icl)
+        length += reader.num_tokens(task_examples(experiment, reader))
+        setting += " with icl.examples_for_task"
+    check_length(name, length, setting, trust_remote_code=remote)
+
+
 def _depends_on(experiment: Experiment, wanted: Wanted, model: str, max_len: int) -> dict[str, Any]:
     settings = asdict(experiment.model)
     return {
@@ -126,6 +151,7 @@ def _depends_on(experiment: Experiment, wanted: Wanted, model: str, max_len: int
         "weights": weights_fingerprint(model),
         "model": {key: settings[key] for key in ("family", "pooling", "bidirectional", *PROMPTS)},
         "side": wanted.side,
+        **(_icl_reads(experiment) if wanted.side == "query" else {}),
         "max_len": max_len,
         "dtype": experiment.encode.dtype,
         **batching_reads(experiment),
@@ -159,6 +185,8 @@ class EncodeWorker:
         self._model = load_embedder(config, name_or_path=name).to(self._device)
         self._tokenizer = tokenizer_of(config, name_or_path=name)
         self._dtype = resolve_dtype(self._experiment.encode.dtype, self._device)
+        self._reader = reader_of(self._experiment, self._tokenizer)
+        self._examples = "" if self._reader is None else task_examples(self._experiment, self._reader)
 
     def __call__(self, spec: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
         """Writes the vectors of one part.
@@ -179,11 +207,11 @@ class EncodeWorker:
     def _of_block(self, wanted: Wanted, block: tuple[int, int], first: int, last: int) -> NDArray[np.float32]:
         """Vectors of those rows of the block that are `first` to `last` - 1."""
         assert wanted.max_len is not None
-        vectors = encode(
+        texts = self._texts(wanted, block[0], min(block[1], wanted.store.num_rows))
+        vectors = encode_ids(
             self._model,
             self._tokenizer,
-            self._texts(wanted, block[0], min(block[1], wanted.store.num_rows)),
-            max_len=wanted.max_len,
+            self._ids(texts, wanted.side, wanted.max_len),
             tokens_per_batch=resolve_tokens_per_batch(self._experiment.encode.tokens_per_batch, self._device),
             dtype=self._dtype,
         )
@@ -197,6 +225,11 @@ class EncodeWorker:
                 "another model"
             )
         return own
+
+    def _ids(self, texts: list[str], side: str, max_len: int) -> list[list[int]]:
+        if self._reader is None or side != "query":
+            return tokenize(self._tokenizer, texts, max_len)
+        return self._reader.tokens(texts, max_len, [self._examples] * len(texts))
 
     def _texts(self, wanted: Wanted, first: int, last: int) -> list[str]:
         """The texts of rows `first` to `last` - 1 as the model reads them."""

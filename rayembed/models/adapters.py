@@ -3,7 +3,7 @@
 Source: LoRA (arXiv:2106.09685) as peft implements it.
 """
 
-import copy
+import importlib.util
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,21 +32,32 @@ class MergeError(RuntimeError):
     """A merged model gives other vectors than base and adapter did."""
 
 
-def check_adapter(config: LoraConfig) -> None:
+def check_adapter(config: LoraConfig, backbone: nn.Module) -> None:
     """Refuses what no worker could start with; needs no GPU itself.
 
     Args:
         config: section lora.
+        backbone: the model's architecture; weights on torch's device meta will do.
 
     Raises:
         FileNotFoundError: a folder holds no adapter.
+        ModuleNotFoundError: bitsandbytes is not there and needed.
+        ValueError: a name that no module has.
     """
+    if config.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+        raise ModuleNotFoundError(
+            "lora.load_in_4bit needs the package bitsandbytes; pip install 'rayembed[qlora]', or set it to false"
+        )
     folders = [("lora.raw_peft", folder) for folder in config.raw_peft]
     if config.from_peft is not None:
         folders.append(("lora.from_peft", config.from_peft))
     for setting, folder in folders:
         if not (Path(folder) / "adapter_config.json").is_file():
             raise FileNotFoundError(f"{setting}: {folder} holds no adapter (no adapter_config.json)")
+    if config.from_peft is None:
+        _, saved = _module_names(backbone, config)
+        if config.load_in_4bit:
+            _check_saved_in_4bit(backbone, saved)
 
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, backbone: nn.Module, tokens: Sequence[str]) -> list[int]:
@@ -94,8 +105,7 @@ def with_adapter(backbone: nn.Module, config: LoraConfig, *, new_tokens: Sequenc
         adapted = peft.PeftModel.from_pretrained(model, config.from_peft, is_trainable=True)
         _check_tokens(adapted.peft_config[ADAPTER], config.from_peft, new_tokens)
         return adapted
-    targets = _names(model, config.target_modules or TARGETS, "lora.target_modules")
-    saved = _names(model, config.modules_to_save, "lora.modules_to_save")
+    targets, saved = _module_names(model, config)
     embeddings = _embeddings_name(model)
     rows = {embeddings: list(new_tokens)} if new_tokens and embeddings not in saved else None
     answers = model.get_output_embeddings() is not None
@@ -116,6 +126,14 @@ def _embeddings_name(backbone: Any) -> str:  # noqa: ANN401 - of transformers
     return next(str(name).rpartition(".")[2] for name, module in backbone.named_modules() if module is embeddings)
 
 
+def _module_names(backbone: nn.Module, config: LoraConfig) -> tuple[list[str], list[str]]:
+    """Names of the modules that get an adapter, and of those that are trained whole."""
+    return (
+        _names(backbone, config.target_modules or TARGETS, "lora.target_modules"),
+        _names(backbone, config.modules_to_save, "lora.modules_to_save"),
+    )
+
+
 def _names(backbone: nn.Module, names: Sequence[str], setting: str) -> list[str]:
     """The names, each of which at least one module ends in."""
     modules = [name for name, _ in backbone.named_modules()]
@@ -127,6 +145,18 @@ def _names(backbone: nn.Module, names: Sequence[str], setting: str) -> list[str]
             f"{', '.join(sorted(there))}"
         )
     return list(names)
+
+
+def _check_saved_in_4bit(backbone: Any, names: Sequence[str]) -> None:  # noqa: ANN401 - of transformers
+    """Refuses to train whole what is held in 4 bits: all linear layers but a language model's last one."""
+    head = backbone.get_output_embeddings()
+    for name, module in backbone.named_modules():
+        saved = next((one for one in names if name.endswith(one)), None)  # peft's rule: norm is input_layernorm too
+        if saved and any(isinstance(part, nn.Linear) and part is not head for part in module.modules()):
+            raise ValueError(
+                f"lora.modules_to_save: {saved} has linear layers, which lora.load_in_4bit holds in 4 bits, and these "
+                "cannot be trained whole; put it into lora.target_modules, or set load_in_4bit to false"
+            )
 
 
 def _has_weight_matrix(module: nn.Module) -> bool:
@@ -153,20 +183,22 @@ def merge_folders(backbone: nn.Module, folders: Sequence[str]) -> nn.Module:
     return backbone
 
 
-def merged(peft_model: nn.Module) -> nn.Module:
-    """A plain model that has the adapter in its weights; the given one stays as it is."""
-    model: Any = copy.deepcopy(peft_model)
-    plain: nn.Module = model.merge_and_unload(safe_merge=True)
-    return plain.requires_grad_(True)
+def merged(peft_model: nn.Module, batch: Chunk | None = None) -> nn.Module:
+    """The model with the adapter in its weights, without peft; the given one is used up.
 
-
-def check_merge(before: nn.Module, after: nn.Module, batch: Chunk) -> None:
-    """Refuses a merge that changed the vectors (a language model's logits) of any token of the batch.
+    Args:
+        peft_model: from `with_adapter`, its base not in 4 bits.
+        batch: must have the same vectors (a language model's logits) before and after. None: random tokens.
 
     Raises:
         MergeError: names the difference, as a share of the vector's length.
     """
-    _compare(_outputs(before, batch), _outputs(after, batch))
+    batch = _probe(peft_model) if batch is None else batch
+    before = _outputs(peft_model, batch)
+    model: Any = peft_model
+    plain: nn.Module = model.merge_and_unload(safe_merge=True)
+    _compare(before, _outputs(plain, batch))
+    return plain.requires_grad_(True)
 
 
 def _outputs(model: nn.Module, batch: Chunk) -> Tensor:
@@ -234,10 +266,7 @@ def merge_folder(model: ModelConfig, adapter: Path, out: Path, *, raw_peft: Sequ
         set_bidirectional(backbone)
     backbone = merge_folders(backbone, raw_peft)
     adapted: Any = peft.PeftModel.from_pretrained(backbone, str(adapter))
-    batch = _probe(adapted)
-    before = _outputs(adapted, batch)
-    merged_model = adapted.merge_and_unload(safe_merge=True)
-    _compare(before, _outputs(merged_model, batch))
+    merged_model: Any = merged(adapted)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(adapter, partial, ignore=shutil.ignore_patterns("adapter_*"))

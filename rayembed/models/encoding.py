@@ -56,7 +56,6 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     return before, [*mask[::-1], 0].index(0)
 
 
-@torch.inference_mode()
 def encode(
     model: Embedder,
     tokenizer: PreTrainedTokenizerBase,
@@ -67,12 +66,26 @@ def encode(
     dtype: torch.dtype,
 ) -> NDArray[np.float32]:
     """Vectors [N, D] of N texts, in their order; pooled and normalised in float32 whatever the arithmetic type."""
+    ids = tokenize(tokenizer, texts, max_len) if texts else []
+    return encode_ids(model, tokenizer, ids, tokens_per_batch=tokens_per_batch, dtype=dtype)
+
+
+@torch.inference_mode()
+def encode_ids(
+    model: Embedder,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[Sequence[int]],
+    *,
+    tokens_per_batch: int,
+    dtype: torch.dtype,
+) -> NDArray[np.float32]:
+    """Vectors [N, D] of N texts given as token ids; see `encode`."""
     device = next(model.parameters()).device
-    if not texts:
+    if not ids:
         settings: Any = model.backbone.config
         return np.zeros((0, int(settings.hidden_size)), np.float32)
     batch = pad_chunks(
-        tokenize(tokenizer, texts, max_len),
+        ids,
         pad_token=int(tokenizer.pad_token_id),
         padding_side=tokenizer.padding_side,
         tokens_per_chunk=tokens_per_batch,

@@ -13,6 +13,7 @@ from rayembed.config.model import ModelConfig
 from rayembed.models.embedder import Embedder
 from rayembed.models.loading import POOLING_FLAGS, dropout_keys, load_config
 from rayembed.models.pair_scorer import PairScorer
+from rayembed.models.settings_file import write_settings
 
 
 def max_seq_length(experiment: Experiment) -> int:
@@ -31,7 +32,7 @@ def save_embedder(
     *,
     further: Callable[[Path], None] | None = None,
 ) -> None:
-    """Writes weights, tokenizer and the sentence-transformers files; the folder appears whole.
+    """Writes weights, tokenizer, rayembed.json and the sentence-transformers files; the folder appears whole.
 
     Args:
         model: with all its weights in this process.
@@ -47,12 +48,12 @@ def save_embedder(
 
 
 def save_reranker(model: PairScorer, tokenizer: PreTrainedTokenizerBase, experiment: Experiment, folder: Path) -> None:
-    """Writes weights and tokenizer; the folder appears whole.
+    """Writes weights, tokenizer and rayembed.json; the folder appears whole.
 
     Args:
         model: with all its weights in this process.
         tokenizer: of the model.
-        experiment: lengths.
+        experiment: instructions, prompt and lengths.
         folder: is replaced if it is there.
     """
     _save(model.backbone, tokenizer, experiment, folder, {})
@@ -81,6 +82,7 @@ def _save(
         path = partial / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content, indent=2) + "\n")
+    write_settings(experiment, partial)
     if further is not None:
         further(partial)
     shutil.rmtree(folder, ignore_errors=True)

@@ -34,6 +34,7 @@ FAMILIES = {
     "encoder": Family(flag_model_class="encoder-only-base"),
     "m3": Family(flag_model_class="encoder-only-m3"),
     "decoder": Family(pooling="last_token", padding_side="left", causal=True, flag_model_class="decoder-only-base"),
+    "icl": Family(pooling="last_token", padding_side="left", causal=True, flag_model_class="decoder-only-icl"),
     "reranker-encoder": Family(
         reads="pairs", backbone="AutoModelForSequenceClassification", flag_model_class="encoder-only-base"
     ),

@@ -8,8 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.hub import cached_file
 
 from rayembed.config.model import ModelConfig
@@ -74,7 +82,7 @@ def teacher_kind(name_or_path: str, *, trust_remote_code: bool = False) -> str:
     if any(name.endswith("ForSequenceClassification") for name in names):
         return "reranker"
     decoder = any(name.endswith("ForCausalLM") for name in names)
-    return "decoder-reranker" if decoder and _stored(name_or_path, "modules.json") is None else "embedder"
+    return "decoder-reranker" if decoder and stored_json(name_or_path, "modules.json") is None else "embedder"
 
 
 def pooling_of(config: ModelConfig) -> str:
@@ -90,7 +98,7 @@ def _stored_pooling(name_or_path: str) -> str | None:
     Raises:
         ValueError: they ask for what cannot be done here: another pooling, or further modules.
     """
-    modules = _stored(name_or_path, "modules.json")
+    modules = stored_json(name_or_path, "modules.json")
     kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules or ()]
     unknown = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
     if unknown:
@@ -98,7 +106,7 @@ def _stored_pooling(name_or_path: str) -> str | None:
             f"{name_or_path}: its modules.json lists {', '.join(unknown)}, which would be left out; set model.pooling "
             "to use its backbone alone"
         )
-    stored = _stored(name_or_path, "1_Pooling/config.json")
+    stored = stored_json(name_or_path, "1_Pooling/config.json")
     if stored is None:
         return None
     if stored.get("pooling_mode") in ("cls", "mean", "lasttoken"):  # sentence-transformers 6 writes one word
@@ -111,7 +119,7 @@ def _stored_pooling(name_or_path: str) -> str | None:
     return found
 
 
-def _stored(name_or_path: str, file: str) -> Any:  # noqa: ANN401 - JSON
+def stored_json(name_or_path: str, file: str) -> Any:  # noqa: ANN401 - JSON
     """A JSON file of the checkpoint, local or on the hub; None where there is none."""
     path = _hub_file(resolve(name_or_path), file)
     return None if path is None else json.loads(path.read_text())
@@ -218,16 +226,50 @@ def load_backbone(
     *,
     name_or_path: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    in_4bit: torch.dtype | None = None,
 ) -> nn.Module:
-    """A model of transformers with float32 weights, the experiment's dropout, and `settings` in its configuration."""
+    """A model of transformers with float32 weights, the experiment's dropout, and `settings` in its configuration.
+
+    Args:
+        config: the experiment's model.
+        auto_class: of transformers.
+        name_or_path: weights in place of the experiment's. None: the experiment's.
+        settings: what the configuration says in place of its own. None: nothing.
+        in_4bit: hold the weights of linear layers in 4 bits (NF4, their scales in 8 bits), frozen, and compute with
+            them in this type; a language model's last layer stays as it is. None: all in float32.
+            Source: QLoRA (arXiv:2305.14314), by bitsandbytes.
+    """
     name = name_or_path or config.name_or_path
     found = load_config(name, trust_remote_code=config.trust_remote_code)
     dropout = dict.fromkeys(dropout_keys(found), config.dropout) if config.dropout is not None else {}
     for key, value in {**dropout, **(settings or {})}.items():
         setattr(found, key, value)
+    how: dict[str, Any] = {}
+    if in_4bit is not None:
+        how["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=in_4bit,
+        )
     backbone: nn.Module = auto_class.from_pretrained(
-        resolve(name), config=found, dtype=torch.float32, trust_remote_code=config.trust_remote_code
+        resolve(name), config=found, dtype=torch.float32, trust_remote_code=config.trust_remote_code, **how
     )
+    module: Any
+    for module in backbone.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # Else a forward pass in evaluation mode on such a CPU rewrites the weights for a kernel that computes in
+            # bfloat16 and gives no gradient, and training goes on with that.
+            module.support_avx512bf16_for_cpu = False
+    return backbone
+
+
+def architecture(config: ModelConfig) -> nn.Module:
+    """The experiment's model without its weights, which are on torch's device meta: what it is made of."""
+    found = load_config(config.name_or_path, trust_remote_code=config.trust_remote_code)
+    auto_class: Any = getattr(transformers, FAMILIES[config.family].backbone)
+    with torch.device("meta"):
+        backbone: nn.Module = auto_class.from_config(found, trust_remote_code=config.trust_remote_code)
     return backbone
 
 
@@ -256,11 +298,8 @@ def prepare_for_training(
         ValueError: the architecture knows no checkpointing.
     """
     backbone: Any = model.backbone
-    if gradient_checkpointing and not backbone.supports_gradient_checkpointing:
-        raise ValueError(
-            f"train.gradient_checkpointing is true, and {type(backbone).__name__} cannot compute activations again; "
-            "set it to false, and a smaller batch if memory is short"
-        )
+    if gradient_checkpointing:
+        check_checkpointing(backbone)
     for name, parameter in backbone.named_parameters():
         unused = name.startswith("pooler.")
         fixed = fix_position_embedding and FAMILIES[family].position_embeddings in name
@@ -269,6 +308,19 @@ def prepare_for_training(
     if gradient_checkpointing:
         backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
+
+
+def check_checkpointing(backbone: Any) -> None:  # noqa: ANN401 - of transformers
+    """Refuses an architecture that knows no gradient checkpointing; one on torch's device meta will do.
+
+    Raises:
+        ValueError: names the architecture.
+    """
+    if not backbone.supports_gradient_checkpointing:
+        raise ValueError(
+            f"train.gradient_checkpointing is true, and {type(backbone).__name__} cannot compute activations again; "
+            "set it to false, and a smaller batch if memory is short"
+        )
 
 
 def weights_fingerprint(name_or_path: str) -> str:

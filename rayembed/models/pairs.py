@@ -1,4 +1,4 @@
-"""(query, passage) pairs as token ids, laid out as rerankers are trained with them."""
+"""(query, passage) pairs as token ids, laid out as rerankers are trained with them; and what a reranker is told."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +18,38 @@ PROMPT = (  # what BGE's decoder rerankers were trained with: FlagEmbedding, inf
 ANSWER = "Yes"
 Tokens = Sequence[int] | NDArray[np.int32]
 SEPARATOR = "\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairReading:
+    """How a reranker reads pairs: what is put before their texts and after both, and how long ones are cut."""
+
+    max_len: int
+    """Tokens of a pair. By FlagEmbedding's inference, a decoder's prompt comes on top."""
+
+    trained: tuple[int, int] | None = None
+    """data.query_max_len and data.passage_max_len of a model that was trained here: pairs are cut as they were there.
+    None: as in FlagEmbedding's inference."""
+
+    prompt: str = PROMPT
+    """What a decoder is asked."""
+
+    query_instruction: str | None = None
+    query_instruction_format: str = "{}{}"
+    passage_instruction: str | None = None
+    passage_instruction_format: str = "{}{}"
+
+    def texts(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The pairs with their instructions."""
+        query, passage = self.query_instruction_format, self.passage_instruction_format
+        return [
+            (_joined(query, self.query_instruction, own), _joined(passage, self.passage_instruction, other))
+            for own, other in pairs
+        ]
+
+
+def _joined(form: str, instruction: str | None, text: str) -> str:
+    return form.replace("\\n", "\n").format(instruction, text) if instruction else text
 
 
 @dataclass(frozen=True)
@@ -52,19 +84,30 @@ class PairLayout:
         return [int(token) for part in parts for token in part], types
 
 
+def trained_reading(experiment: Experiment) -> PairReading:
+    """How the experiment's reranker reads pairs, in training and after it; their texts have their instructions."""
+    lengths = experiment.data.query_max_len, experiment.data.passage_max_len
+    prompt = (experiment.reranker or RerankerConfig()).prompt or PROMPT
+    return PairReading(max_len=sum(lengths), trained=lengths, prompt=prompt)
+
+
 def pair_layout(tokenizer: PreTrainedTokenizerBase, experiment: Experiment) -> PairLayout:
-    """The layout of the experiment's family of rerankers, as FlagEmbedding 1.4.2 trains it.
+    """The layout of the experiment's family of rerankers; see `layout_of`."""
+    return layout_of(tokenizer, trained_reading(experiment), decoder=FAMILIES[experiment.model.family].causal)
+
+
+def layout_of(tokenizer: PreTrainedTokenizerBase, reading: PairReading, *, decoder: bool) -> PairLayout:
+    """How pairs are laid out for a reranker that was trained here, as FlagEmbedding 1.4.2 trains it.
 
     A query keeps a quarter of the passage's length more than data.query_max_len, a passage half of the query's more
-    than data.passage_max_len, and both together the sum of the two settings.
+    than data.passage_max_len, and both together, a decoder's prompt included, the sum of the two settings.
 
     Raises:
         ValueError: the lengths leave no room for a passage, or the tokenizer is a slow one.
     """
-    query, passage = experiment.data.query_max_len, experiment.data.passage_max_len
-    decoder = FAMILIES[experiment.model.family].causal
-    config = experiment.reranker or RerankerConfig()
-    around, types = _decoder_parts(tokenizer, config) if decoder else _encoder_parts(tokenizer)
+    assert reading.trained is not None
+    query, passage = reading.trained
+    around, types = _decoder_parts(tokenizer, reading.prompt) if decoder else _encoder_parts(tokenizer)
     layout = PairLayout(around, types, query + passage // 4, passage + query // 2, query + passage)
     fixed = sum(map(len, around))
     if layout.query_max_len + fixed >= layout.max_len:
@@ -77,14 +120,12 @@ def pair_layout(tokenizer: PreTrainedTokenizerBase, experiment: Experiment) -> P
 
 
 def _decoder_parts(
-    tokenizer: PreTrainedTokenizerBase, config: RerankerConfig
+    tokenizer: PreTrainedTokenizerBase, prompt: str
 ) -> tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], None]:
-    separator, prompt = (
-        tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (SEPARATOR, config.prompt or PROMPT)
-    )
+    separator, asked = (tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (SEPARATOR, prompt))
     bos = tokenizer.bos_token_id
     before = () if bos is None or bos == tokenizer.pad_token_id else (int(bos),)
-    return (before, separator, separator + prompt), None
+    return (before, separator, separator + asked), None
 
 
 def _encoder_parts(

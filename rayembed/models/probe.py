@@ -12,12 +12,12 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rayembed.config import Experiment
-from rayembed.config.families import RerankerConfig
 from rayembed.config.score import ScoreConfig
 from rayembed.models.embedder import Embedder
 from rayembed.models.encoding import encode
 from rayembed.models.export import max_seq_length
 from rayembed.models.pair_scorer import PairScorer
+from rayembed.models.pairs import trained_reading
 from rayembed.models.rerankers import Reranker
 
 TOKENS_PER_BATCH = 4096
@@ -37,21 +37,20 @@ def probe(
     Returns:
         An embedder's vectors [2 N, D] of each query and its passage; a reranker's scores [N].
     """
-    length = max_seq_length(experiment)
-    how: dict[str, Any] = {"max_len": length, "tokens_per_batch": TOKENS_PER_BATCH, "dtype": torch.float32}
+    how: dict[str, Any] = {"tokens_per_batch": TOKENS_PER_BATCH, "dtype": torch.float32}
     if isinstance(model, PairScorer):
-        return Reranker(model, tokenizer, reranker_section(experiment, "model")).score(pairs, **how)
+        return Reranker(model, tokenizer, trained_reading(experiment)).score(pairs, **how)
     assert isinstance(model, Embedder)
-    return encode(model, tokenizer, [text for pair in pairs for text in pair], **how)
+    return encode(
+        model, tokenizer, [text for pair in pairs for text in pair], max_len=max_seq_length(experiment), **how
+    )
 
 
 def reranker_section(experiment: Experiment, model: str) -> ScoreConfig:
-    """How a trained reranker is asked; its instructions are those of section model, put before it gets the texts."""
+    """A reranker of the experiment's family as a teacher; how it reads pairs is told by `trained_reading`."""
     return ScoreConfig(
         model=model,
         kind="decoder-reranker" if experiment.model.family == "reranker-decoder" else "reranker",
-        max_len=max_seq_length(experiment),
-        prompt=(experiment.reranker or RerankerConfig()).prompt,
         trust_remote_code=experiment.model.trust_remote_code,
     )
 

@@ -1,18 +1,21 @@
 """The model that is trained, by its family: built from the experiment, and saved for those who load it."""
 
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 from transformers import AddedToken, AutoModel, PreTrainedTokenizerBase
 
 from rayembed.config import Experiment
 from rayembed.config.families import M3Config
-from rayembed.models.adapters import add_tokens, check_merge, merged, save_adapter, with_adapter
+from rayembed.config.train import TrainConfig
+from rayembed.models.adapters import add_tokens, merged, save_adapter, with_adapter
 from rayembed.models.embedder import Chunk, Embedder, pad_chunks
 from rayembed.models.encoding import tokenize
 from rayembed.models.export import save_embedder, save_reranker
@@ -64,8 +67,16 @@ def _save_m3(model: M3Embedder, tokenizer: PreTrainedTokenizerBase, experiment: 
 
 def _decoder(experiment: Experiment) -> nn.Module:
     model = experiment.model
-    backbone = _adapted(experiment, load_backbone(model, AutoModel))
+    backbone = _adapted(experiment, load_backbone(model, AutoModel, in_4bit=_type_in_4bit(experiment)))
     return as_embedder(model, backbone, pooling=pooling_of(model))
+
+
+def _type_in_4bit(experiment: Experiment) -> torch.dtype | None:
+    """The type that a base in 4 bits computes in, that of the training. None: the base is held in full."""
+    if experiment.lora is None or not experiment.lora.load_in_4bit:
+        return None
+    train = experiment.train or TrainConfig()
+    return torch.bfloat16 if train.bf16 else torch.float16 if train.fp16 else torch.float32
 
 
 def _adapted(experiment: Experiment, backbone: nn.Module) -> nn.Module:
@@ -78,20 +89,28 @@ def _reranker(experiment: Experiment) -> nn.Module:
     family = FAMILIES[experiment.model.family]
     facts = KINDS["decoder-reranker" if family.causal else "reranker"]
     settings = {} if facts.answers else {"num_labels": 1}
-    backbone = load_backbone(experiment.model, getattr(transformers, family.backbone), settings=settings)
+    backbone = load_backbone(
+        experiment.model,
+        getattr(transformers, family.backbone),
+        settings=settings,
+        in_4bit=_type_in_4bit(experiment),
+    )
     facts.check(experiment.model.name_or_path, backbone)
     answer = answer_token(tokenizer_of(experiment.model)) if facts.answers else None
     return PairScorer(_adapted(experiment, backbone) if facts.answers else backbone, answer=answer).eval()
 
 
 def _save_adapted(model: Any, tokenizer: PreTrainedTokenizerBase, experiment: Experiment, folder: Path) -> None:  # noqa: ANN401
-    """A decoder, its adapter merged into it; the adapter by itself beside it."""
-    plain = model.backbone
+    """A decoder, its adapter merged into it; the adapter by itself beside it, which is there first and whole."""
     if experiment.lora is not None:
-        plain = merged(model.backbone)
-        check_merge(model.backbone, plain, _few_texts(tokenizer))
-        save_adapter(model.backbone, folder.with_name(ADAPTER), base=experiment.model.name_or_path)
-        tokenizer.save_pretrained(folder.with_name(ADAPTER))  # it knows the new tokens
+        final = folder.with_name(ADAPTER)
+        partial = final.with_name(final.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        save_adapter(model.backbone, partial, base=experiment.model.name_or_path)
+        tokenizer.save_pretrained(partial)  # it knows the new tokens
+        partial.replace(final)
+        model.backbone = merged(model.backbone, _few_texts(tokenizer))
+    plain = model.backbone
     if FAMILIES[experiment.model.family].reads == "pairs":
         save_reranker(PairScorer(plain, answer=model.answer), tokenizer, experiment, folder)
     else:
@@ -112,14 +131,24 @@ MAKING = {
     "encoder": Making(_embedder, save_embedder),
     "m3": Making(_m3, _save_m3),
     "decoder": Making(_decoder, _save_adapted),
+    "icl": Making(_decoder, _save_adapted),
     "reranker-encoder": Making(_reranker, save_reranker),
     "reranker-decoder": Making(_reranker, _save_adapted),
 }
 
 
 def build_model(experiment: Experiment) -> nn.Module:
-    """The experiment's model with float32 weights, in evaluation mode; weights that the checkpoint lacks are drawn."""
+    """The experiment's model, in evaluation mode; weights that the checkpoint lacks are drawn.
+
+    Weights are float32 but those of a base that section lora holds in 4 bits; see `in_full`.
+    """
     return MAKING[experiment.model.family].build(experiment)
+
+
+def in_full(experiment: Experiment) -> Experiment:
+    """The same experiment with its base as the checkpoint has it: a trained adapter is merged into no other."""
+    lora = experiment.lora
+    return experiment if lora is None else replace(experiment, lora=replace(lora, load_in_4bit=False))
 
 
 def build_tokenizer(experiment: Experiment) -> PreTrainedTokenizerBase:
@@ -132,5 +161,13 @@ def build_tokenizer(experiment: Experiment) -> PreTrainedTokenizerBase:
 
 
 def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, experiment: Experiment, folder: Path) -> None:
-    """Writes the model for transformers, sentence-transformers and FlagEmbedding; the folder appears whole."""
+    """Writes the model for transformers, sentence-transformers and FlagEmbedding; the folder appears whole.
+
+    Args:
+        model: from `build_model`, its base not in 4 bits; an adapter is merged into it.
+        tokenizer: of the model.
+        experiment: it was made from.
+        folder: is replaced if it is there, and the adapter beside it.
+    """
+    shutil.rmtree(folder.with_name(ADAPTER), ignore_errors=True)  # of an earlier training: not this model's
     MAKING[experiment.model.family].save(model, tokenizer, experiment, folder)

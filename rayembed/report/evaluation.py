@@ -2,7 +2,7 @@
 
 import heapq
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from markupsafe import Markup
@@ -44,6 +44,20 @@ class MetricRow:
 
 
 @dataclass(frozen=True)
+class TaskRow:
+    """One task beside retrieval as text, ready for the table."""
+
+    name: str
+    kind: str
+    metric: str
+    base: str
+    tuned: str
+    difference: str
+    interval: str
+    texts: str
+
+
+@dataclass(frozen=True)
 class Example:
     """A query won or lost; texts are cut, the tops are None where a model ranked nothing."""
 
@@ -71,6 +85,8 @@ def headline(metrics: dict[str, Any] | None) -> Headline:
     if metrics is None:
         return Headline("unknown", "not evaluated", "This run has not been evaluated yet.")
     test = metrics.get("significance")
+    if test is None and metrics.get("tasks") and "base" not in metrics:
+        return Headline("unknown", "tasks alone", _task_sentence(metrics))
     if test is None:
         return Headline("unknown", "not tested", "Base and tuned model were not compared by a paired test.")
     difference, significant = test["difference"], test["p_value"] < ALPHA
@@ -86,6 +102,47 @@ def headline(metrics: dict[str, Any] | None) -> Headline:
         return Headline("unclear", "no significant difference", f"{sentence} A difference like this may be chance.")
     verdict = "better" if difference > 0 else "worse"
     return Headline(verdict, f"significantly {verdict}", sentence)
+
+
+def _task_sentence(metrics: dict[str, Any]) -> str:
+    told = "; ".join(
+        f"{row.name}: {row.metric} {row.base}" + (f" → {row.tuned}" if row.tuned != wording.ABSENT else "")
+        for row in task_rows(metrics)
+    )
+    return f"{told}. No retrieval was judged."
+
+
+def task_rows(metrics: dict[str, Any]) -> list[TaskRow]:
+    """A row a task of metrics.json, in its order."""
+    rows = []
+    for name, task in metrics.get("tasks", {}).items():
+        base, tuned, interval = task["base"], task.get("tuned"), task.get("ci95")
+        rows.append(
+            TaskRow(
+                name=name,
+                kind=task["kind"],
+                metric=wording.metric_label(task["metric"]),
+                base=wording.decimal(base),
+                tuned=wording.decimal(tuned),
+                difference=wording.signed(None if tuned is None else tuned - base),
+                interval=" to ".join(map(wording.signed, interval)) if interval else wording.ABSENT,
+                texts=wording.quantity(task["num_texts"]),
+            )
+        )
+    return rows
+
+
+def head_rows(metrics: dict[str, Any]) -> list[MetricRow]:
+    """A row a head of BGE-M3 that either model has, by the metric that is tested."""
+    heads, metric = metrics.get("heads", {}), metrics.get("metric", "")
+    base, tuned = (heads.get(model, {}) for model in ("base", "tuned"))
+    return [
+        replace(
+            _metric_row(metric, base.get(head, {}).get(metric), tuned.get(head, {}).get(metric), False),
+            label=wording.title_of(head),
+        )
+        for head in base | tuned
+    ]
 
 
 def metric_rows(metrics: dict[str, Any]) -> list[MetricRow]:
@@ -131,8 +188,8 @@ def test_facts(test: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def other_facts(metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    """What metrics.json holds beside metrics and test: numbers of queries and passages, what was left out."""
-    shown = {"base", "tuned", "significance"}
+    """What metrics.json holds beside metrics, test and tables: numbers of queries and passages, what was left out."""
+    shown = {"base", "tuned", "significance", "tasks", "heads"}
     return [(wording.title_of(key), wording.quantity(value)) for key, value in metrics.items() if key not in shown]
 
 

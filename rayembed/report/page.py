@@ -11,6 +11,8 @@ from rayembed.report.training import training_section
 
 HARVEST_FILE = "harvest.json"  # in harvest.output, a folder of the user's
 
+OF_RETRIEVAL = ("evaluate/similarities.json", "evaluate/per_query.jsonl")
+
 
 def build_report(run_folder: Path, title: str) -> Path:
     """Write `report.html` into a run folder, atomically, and return its path.
@@ -41,9 +43,12 @@ def _content(run_folder: Path) -> dict[str, Any]:
     similarities = reading.read_json(run_folder, "evaluate/similarities.json")
     test = (metrics or {}).get("significance")
     return {
-        "absent": {name: reading.absence(name) for name in reading.JOB_OF},
+        "absent": {name: _absence(name, metrics) for name in reading.JOB_OF},
         "headline": evaluation.headline(metrics),
         "metrics": metrics and evaluation.metric_rows(metrics),
+        "tasks": evaluation.task_rows(metrics or {}),
+        "heads": evaluation.head_rows(metrics or {}),
+        "head_metric": wording.metric_label((metrics or {}).get("metric", "")),
         "metrics_facts": evaluation.other_facts(metrics) if metrics else [],
         "metric_tested": wording.metric_label(test["metric"]) if test else "value",
         "test_facts": evaluation.test_facts(test) if test else [],
@@ -57,6 +62,13 @@ def _content(run_folder: Path) -> dict[str, Any]:
         "score": counts_tables(reading.read_json(run_folder, "score/stats.json")),
         "settings": settings,
     }
+
+
+def _absence(name: str, metrics: dict[str, Any] | None) -> str:
+    """Why a file is not there; with tasks alone no job will write those of retrieval."""
+    if metrics and "base" not in metrics and name in OF_RETRIEVAL:
+        return f"There is no {name}: this run judges tasks alone; set data.evaluation for retrieval."
+    return reading.absence(name)
 
 
 def _harvest(run_folder: Path) -> dict[str, Any] | None:

@@ -3,7 +3,15 @@
 import json
 import math
 
-METRIC_LABELS = {"ndcg": "nDCG", "map": "MAP", "recall": "Recall", "precision": "Precision", "mrr": "MRR"}
+METRIC_LABELS = {
+    "ndcg": "nDCG",
+    "map": "MAP",
+    "recall": "Recall",
+    "precision": "Precision",
+    "mrr": "MRR",
+    "spearman": "Spearman's correlation",
+    "v_measure": "v-measure",
+}
 TEXT_LIMIT = 300
 ABSENT = "–"  # noqa: RUF001  an en dash, as tables are typeset
 

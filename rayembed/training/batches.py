@@ -21,6 +21,7 @@ from rayembed.data.tasks import CLASS, STS
 from rayembed.data.tokens import TokenRow, TokenStore
 from rayembed.models.embedder import TokenBatch, pad_chunks
 from rayembed.models.pairs import PairLayout
+from rayembed.training.in_context import InContext
 
 Tokens = NDArray[np.int32]
 
@@ -90,6 +91,9 @@ class BatchSource:
     layout: PairLayout | None
     """How query and passage become one text. None: they stay two."""
 
+    in_context: InContext | None = None
+    """Puts examples before queries. None: queries are read alone."""
+
     pad_token: int
     padding_side: str
     pad_to_multiple_of: int | None
@@ -102,9 +106,10 @@ class BatchSource:
 
     def batch(self, number: int) -> Batch:
         """This worker's part of a batch, by the batch's number from the start of training."""
-        rows = np.split(self.plan.rows(number), self.world_size)[self.rank].tolist()
-        dataset = self.datasets.items[self.plan.dataset(number)]
-        groups = [self._group(row, dataset, self.plan.dataset_epoch(number)) for row in rows]
+        of_all = self.plan.rows(number)
+        rows = np.split(of_all, self.world_size)[self.rank].tolist()
+        dataset, epoch = self.datasets.items[self.plan.dataset(number)], self.plan.dataset_epoch(number)
+        groups = [self._group(row, dataset, epoch) for row in rows]
         queries = [group.query for group in groups]
         passages = [passage for group in groups for passage in group.passages]
         scores = [group.scores for group in groups if group.scores is not None]
@@ -114,8 +119,13 @@ class BatchSource:
         else:
             labels = [[*map(_key, group.positives)] for group in groups]
             of_passages = [*map(_key, passages)]
+        read = queries
+        if self.in_context is not None:
+            positives = [group.positive_row for group in groups]
+            after = self.in_context.queries(rows, of_all, kind=dataset.type, epoch=epoch, positives=positives)
+            read = queries if after is None else after
         return Batch(
-            self._inputs(queries, passages, dataset.group_size),
+            self._inputs(read, passages, dataset.group_size),
             torch.from_numpy(np.stack(scores)) if scores else None,
             Keys(torch.tensor([*map(_key, queries)]), _padded(labels), torch.tensor(of_passages)),
             dataset,
@@ -129,7 +139,8 @@ class BatchSource:
             )
             drawn = [positive, *negatives.tolist()]
             texts = [self.tokens.row(other).query for other in drawn]
-            return _Group(tokens.query, texts, None, [], [int(self.datasets.labels[other]) for other in drawn])
+            labels = [int(self.datasets.labels[other]) for other in drawn]
+            return _Group(tokens.query, texts, None, [], labels, positive_row=positive)
         positive, negatives = choose_group(
             seed,
             epoch,
@@ -217,6 +228,9 @@ class _Group:
 
     labels: list[int]
     """Of labelled texts: of each passage."""
+
+    positive_row: int | None = None
+    """Of labelled texts: the row that is the positive."""
 
 
 def _teacher_scores(tokens: TokenRow, positive: int, negatives: NDArray[np.int64]) -> NDArray[np.float32]:

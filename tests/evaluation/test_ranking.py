@@ -122,3 +122,21 @@ def test_refuses_a_passage_ranked_twice() -> None:
 def test_refuses_cut_offs_below_one(k_values: list[int]) -> None:
     with pytest.raises(ValueError, match=r"evaluate\.k_values"):
         evaluate_rankings({"q": ["a"]}, {"q": {"a": 1}}, k_values)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("seed", range(3))
+def test_metrics_are_flag_embeddings_where_every_query_has_a_ranking_without_ties(seed: int) -> None:
+    from FlagEmbedding.abc.evaluation.utils import evaluate_metrics, evaluate_mrr
+
+    rankings, qrels = random_case(seed)
+    whole = {query_id: ranking or ["p0"] for query_id, ranking in rankings.items()}
+    counted = {query_id: judged for query_id, judged in qrels.items() if max(judged.values()) > 0}
+    scores = {query_id: {name: -float(i) for i, name in enumerate(whole[query_id])} for query_id in counted}
+    found, _ = evaluate_rankings({query_id: whole[query_id] for query_id in counted}, counted, K_VALUES)
+    theirs = {}
+    for values in (*evaluate_metrics(counted, scores, K_VALUES), evaluate_mrr(counted, scores, K_VALUES)):
+        theirs.update({name.lower().replace("_at_", "@").removeprefix("p@"): value for name, value in values.items()})
+    named = {name.removeprefix("precision@"): value for name, value in found.items()}
+    assert theirs.keys() == named.keys()
+    assert named == pytest.approx(theirs, abs=1e-5), "it rounds to 5 digits"

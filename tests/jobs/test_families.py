@@ -15,7 +15,6 @@ from transformers import AutoModel, AutoTokenizer
 from rayembed.config import Experiment
 from rayembed.jobs import evaluate, export, train
 from rayembed.models.probe import read_probe
-from tests.conftest import tiny_tokenizer
 from tests.jobs.conftest import TRAIN, MakeExperiment
 from tests.jobs.toy_data import read_texts, write_rows
 from tests.jobs.without_ray import do_units_here
@@ -31,6 +30,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "train": {"learning_rate": 1e-2, "num_train_epochs": 8},
         "model": {"additional_special_tokens": ["<query>"], "query_instruction_for_retrieval": "<query> "},
     },
+    "icl": {
+        "stage": 1,
+        "icl": {
+            "icl_suffix_str": " b",
+            "examples_max_len": 128,
+            "examples_for_task": [{"query": "baba didi", "response": "didi lala"}],
+        },
+        "train": {"learning_rate": 3e-3, "num_train_epochs": 8, "gradient_checkpointing": True},
+        "model": {"query_instruction_for_retrieval": "didi "},
+    },
     "reranker-encoder": {"stage": 1},
     "reranker-decoder": {"stage": 3, "reranker": {"prompt": "Is B about A?"}},
 }
@@ -40,10 +49,7 @@ PAIRS = [("baba didi", "didi lala"), ("momo", "baba"), ("lala", "lala momo didi"
 @pytest.fixture(scope="module")
 def models(tiny_model: Path, tiny_reranker: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A base model for each family; the tokenizer of the reranker gives types, as BERT's do."""
-    reranker = shutil.copytree(tiny_reranker, tmp_path_factory.mktemp("reranker") / "model")
-    tokenizer = tiny_tokenizer()
-    tokenizer.backend_tokenizer.decoder = decoders.WordPiece()  # type: ignore[assignment] # typed as read-only
-    tokenizer.save_pretrained(reranker)
+    reranker = with_decoder(shutil.copytree(tiny_reranker, tmp_path_factory.mktemp("reranker") / "model"))
     file = reranker / "tokenizer_config.json"
     names = ["input_ids", "token_type_ids", "attention_mask"]
     file.write_text(json.dumps({**json.loads(file.read_text()), "model_input_names": names}))
@@ -51,8 +57,17 @@ def models(tiny_model: Path, tiny_reranker: Path, tmp_path_factory: pytest.TempP
         "reranker-encoder": reranker,
         "reranker-decoder": (llama := decoder_folder(tmp_path_factory.mktemp("llama") / "model", "llama", "[CLS]")),
         "decoder": llama,
+        "icl": with_decoder(shutil.copytree(llama, tmp_path_factory.mktemp("icl") / "model")),
         "m3": tiny_model,
     }
+
+
+def with_decoder(folder: Path) -> Path:
+    """Lets other libraries make texts of tokens and tokens of these again, as they do."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.backend_tokenizer.decoder = decoders.WordPiece()
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module", params=SETTINGS)
@@ -183,6 +198,27 @@ def of_rerankers(folder: str, done: Experiment) -> Iterator[tuple[Any, list[floa
     else:
         theirs = FlagLLMReranker(folder, prompt="Is B about A?", **told)
         yield theirs.compute_score(PAIRS), scores(done, [(f"A: {query}", f"B: {passage}") for query, passage in PAIRS])
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("done", ["icl"], indirect=True)
+def test_the_card_of_an_icl_model_gives_the_queries_that_were_evaluated(done: Experiment, beir: Path) -> None:
+    folder = Path(done.output_dir)
+    snippet = (folder / "model" / "README.md").read_text().split("```python\n")[2].split("queries = ")[0]
+    told = snippet.replace("PATH_OF_THIS_FOLDER", str(folder / "model")).replace(
+        "\n)", '\n    use_fp16=False, devices="cpu")'
+    )
+    names: dict[str, Any] = {}
+    exec(told, names)
+    model = names["model"]
+    counted = sum(len(model.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("<s>", "</s>"))
+    length = 24 - 2 + counted  # it takes its special tokens for <s> and </s>, which this tokenizer has not
+    queries, passages = (read_texts(beir / f"{name}.jsonl") for name in ("queries", "corpus"))
+    ranked = [line.split() for line in (folder / "evaluate" / "tuned.trec").read_text().splitlines()]
+    found = [(query, passage, float(score)) for query, _, passage, _, score, _ in ranked[:10]]
+    theirs = model.encode_corpus([passages[passage] for _, passage, _ in found])
+    own = model.encode_queries([queries[query] for query, *_ in found], max_length=length)
+    np.testing.assert_allclose((own * theirs).sum(axis=1), [score for *_, score in found], atol=1e-4)
 
 
 @pytest.mark.parametrize("done", ["decoder"], indirect=True)

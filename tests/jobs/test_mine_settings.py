@@ -75,11 +75,11 @@ def ranked(beir: Path, tiny_model: Path) -> dict[str, list[str]]:
 @pytest.fixture(scope="module")
 def reranker(tiny_reranker: Path) -> Callable[[str, list[str]], list[float]]:
     """Scores of a query and texts by the teacher itself."""
-    teacher = load_reranker(ScoreConfig(model=str(tiny_reranker)), "reranker", device=torch.device("cpu"))
+    teacher = load_reranker(ScoreConfig(model=str(tiny_reranker), max_len=64), "reranker", device=torch.device("cpu"))
 
     def scores(query: str, texts: list[str]) -> list[float]:
         pairs = [(query, text) for text in texts]
-        found: list[float] = teacher.score(pairs, max_len=64, tokens_per_batch=4096, dtype=torch.float32).tolist()
+        found: list[float] = teacher.score(pairs, tokens_per_batch=4096, dtype=torch.float32).tolist()
         return found
 
     return scores

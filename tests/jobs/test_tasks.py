@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rayembed.config import Experiment
-from rayembed.jobs import check, mine, train
+from rayembed.jobs import check, train
 from tests.jobs.conftest import TRAIN, MakeExperiment
 from tests.jobs.toy_data import write_rows
 
@@ -66,14 +66,3 @@ def test_all_of_them_are_learned_from(mixed: Experiment, local_ray: None) -> Non
         losses = [line["loss"] for line in figures if line["negatives_per_query"] == kind]
         assert np.mean(losses[-3:]) < np.mean(losses[:3]), kind
     assert (Path(mixed.output_dir) / "model" / "model.safetensors").is_file()
-
-
-def test_mining_is_refused_for_rows_that_bring_what_they_need(
-    mixed: Experiment, make_experiment: MakeExperiment
-) -> None:
-    with_mining = make_experiment(Path(mixed.output_dir).with_name("mining"), data=vars(mixed.data), mine={})
-    for job in (check, mine):
-        with pytest.raises(
-            ValueError, match=r"is of type (sts|class), whose rows bring what they are trained with: mine"
-        ):
-            job.run(with_mining)

@@ -55,7 +55,7 @@ class BatchTeacher:
     def __init__(self) -> None:
         self.calls: list[Pairs] = []
 
-    def score(self, pairs: Pairs, *, max_len: int, tokens_per_batch: int, dtype: torch.dtype) -> NDArray[np.float32]:
+    def score(self, pairs: Pairs, *, tokens_per_batch: int, dtype: torch.dtype) -> NDArray[np.float32]:
         self.calls.append(list(pairs))
         lengths = np.array([len(query) * 100 + len(passage) for query, passage in pairs])
         return (lengths + np.arange(len(pairs)) / 1000).astype(np.float32)

@@ -12,7 +12,8 @@ from transformers import AutoModel
 from rayembed.config import Experiment
 from rayembed.config.data import DataConfig
 from rayembed.config.model import ModelConfig
-from rayembed.models.encoding import encode
+from rayembed.models.embedder import pad_chunks
+from rayembed.models.encoding import encode, tokenize
 from rayembed.models.export import save_embedder
 from rayembed.models.loading import load_embedder, load_tokenizer
 from rayembed.models.pooling import POOLINGS
@@ -113,3 +114,42 @@ def test_flagembedding_loads_an_exported_folder(minilm: str, tmp_path: Path, poo
         dtype=torch.float32,
     )
     np.testing.assert_allclose(loaded.encode_queries(TEXTS, max_length=128), queries, atol=1e-5)
+
+
+@pytest.mark.parametrize("multiple", [None, 8])
+def test_padded_tensors_are_those_of_flagembeddings_collator(minilm: str, multiple: int | None) -> None:
+    """Also in chunks, where ours go by length, and it takes texts as they come."""
+    from FlagEmbedding.abc.finetune.embedder.AbsDataset import AbsEmbedderCollator
+
+    tokenizer = load_tokenizer(minilm, padding_side="right")
+    how: dict[str, Any] = {"query_max_len": 16, "passage_max_len": 64, "pad_to_multiple_of": multiple}
+    rows = [(query, [query, *TEXTS[:2]], None) for query in TEXTS]
+    texts = {
+        "queries": tokenize(tokenizer, [row[0] for row in rows], 16),
+        "passages": tokenize(tokenizer, [text for row in rows for text in row[1]], 64),
+    }
+    for size in (None, 4):
+        theirs = AbsEmbedderCollator(tokenizer, sub_batch_size=size, **how)(rows)
+        for side, ids in texts.items():
+            batch = pad_chunks(
+                ids,
+                pad_token=int(tokenizer.pad_token_id),  # type: ignore[arg-type]
+                padding_side="right",
+                pad_to_multiple_of=multiple,
+                texts_per_chunk=size,
+            )
+            expected = theirs[side] if size else [theirs[side]]
+            if size is None:
+                (chunk,) = batch.chunks
+                assert torch.equal(chunk.ids[batch.order], expected[0]["input_ids"])
+                assert torch.equal(chunk.mask[batch.order], expected[0]["attention_mask"])
+            read = [
+                row[kept == 1].tolist() for own in batch.chunks for row, kept in zip(own.ids, own.mask, strict=True)
+            ]
+            their_rows = [
+                row[kept == 1].tolist()
+                for own in expected
+                for row, kept in zip(own["input_ids"], own["attention_mask"], strict=True)
+            ]
+            assert [read[place] for place in batch.order.tolist()] == their_rows
+            assert [len(own.ids) for own in batch.chunks] == [len(own["input_ids"]) for own in expected]

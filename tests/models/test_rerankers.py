@@ -61,10 +61,10 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scored(
     folder: Path, pairs: list[tuple[str, str]], max_len: int, tokens_per_batch: int = 4096, **settings: str | None
 ) -> NDArray[np.float32]:
-    config = ScoreConfig(model=str(folder), **settings)  # type: ignore[arg-type] # all of these settings are texts
+    config = ScoreConfig(model=str(folder), max_len=max_len, **settings)  # type: ignore[arg-type] # all of these settings are texts
     kind = "reranker" if (folder / "config.json").read_text().count("ForSequenceClassification") else "decoder-reranker"
     reranker = load_reranker(config, kind, device=CPU)
-    return reranker.score(pairs, max_len=max_len, tokens_per_batch=tokens_per_batch, dtype=torch.float32)
+    return reranker.score(pairs, tokens_per_batch=tokens_per_batch, dtype=torch.float32)
 
 
 @torch.inference_mode()
@@ -132,7 +132,7 @@ def test_nothing_is_logged_for_a_batch(
 
 
 def test_a_classifier_of_two_labels_is_no_teacher(two_label_folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"has 2 labels; a teacher has one score, set score\.model"):
+    with pytest.raises(ValueError, match="has 2 labels; a reranker has one score, choose another model"):
         scored(two_label_folder, PAIRS, 64)
 
 
@@ -172,11 +172,11 @@ def test_a_decoder_reads_the_prompt_of_the_settings(llama: Path) -> None:
 
 
 def test_a_decoder_computes_logits_of_one_position(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = ScoreConfig(model=str(llama))
+    config = ScoreConfig(model=str(llama), max_len=64)
     reranker = load_reranker(config, "decoder-reranker", device=CPU)
     shapes, model = [], reranker.scorer.backbone
     model.lm_head.register_forward_hook(lambda _, inputs, output: shapes.append(tuple(output.shape[:2])))  # type: ignore[union-attr, operator]
-    reranker.score(PAIRS, max_len=64, tokens_per_batch=8192, dtype=torch.float32)
+    reranker.score(PAIRS, tokens_per_batch=8192, dtype=torch.float32)
     assert shapes == [(len(PAIRS), 1)]
 
 

@@ -64,7 +64,7 @@ def tiny_gpt2() -> nn.Module:
 
 def byte_tokenizer(*, special: list[str], **names: str) -> PreTrainedTokenizerFast:
     """Characters by byte-level BPE without merges, as in Qwen2 and Llama 3; adds nothing to a text."""
-    characters = [*string.ascii_letters, *string.digits, "Ġ", ".", ","]
+    characters = [*string.ascii_letters, *string.digits, "Ġ", "Ċ", ".", ","]
     vocabulary = {token: index for index, token in enumerate([*characters, *special])}
     backend = Tokenizer(models.BPE(vocabulary, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -84,6 +84,42 @@ def test_an_empty_run_folder_gives_a_whole_page(tmp_path: Path) -> None:
     assert "not been evaluated" in text
 
 
+def test_tasks_and_heads_have_tables_only_where_they_were_judged(run_folder: Path) -> None:
+    without = Structure(build(run_folder)).text
+    assert "Tasks" not in without
+    assert "BGE-M3" not in without
+    path = run_folder / "evaluate/metrics.json"
+    pairs = {"kind": "sts", "metric": "spearman", "base": 0.7123, "tuned": 0.7234, "num_texts": 8}
+    heads = {model: {"colbert": {"ndcg@10": value}} for model, value in (("base", 0.4321), ("tuned", 0.5432))}
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"tasks": {ATTACK: pairs}, "heads": heads, "metric": "ndcg@10"})
+    )
+    text = Structure(build(run_folder)).text
+    for shown in (
+        "Tasks",
+        ATTACK,
+        "0.7123",
+        "0.7234",
+        "By each head of BGE-M3",
+        "colbert",
+        "0.4321",
+        "0.5432",
+        "Recall@100",
+    ):
+        assert shown in text
+
+
+def test_without_retrieval_the_page_says_so(run_folder: Path) -> None:
+    pairs = {"kind": "sts", "metric": "spearman", "base": 0.7123, "tuned": 0.7234, "num_texts": 8}
+    (run_folder / "evaluate/metrics.json").write_text(json.dumps({"tasks": {"pairs": pairs}}))
+    for name in ("similarities.json", "per_query.jsonl"):
+        (run_folder / "evaluate" / name).unlink()
+    text = Structure(build(run_folder)).text
+    assert text.count("this run judges tasks alone; set data.evaluation for retrieval") == 2
+    assert "0.7234" in text
+    assert "relative" not in text, "no empty table of metrics"
+
+
 def test_harvest_has_a_section_only_if_it_ran(run_folder: Path) -> None:
     assert "Harvested data" not in build(run_folder)
     elsewhere = run_folder / "somewhere/else"

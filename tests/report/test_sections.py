@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from rayembed.report.evaluation import SHOWN, examples, headline, metric_rows, other_facts, similarity_rows
+from rayembed.report.evaluation import (
+    SHOWN,
+    examples,
+    head_rows,
+    headline,
+    metric_rows,
+    other_facts,
+    similarity_rows,
+    task_rows,
+)
 from rayembed.report.rendering import counts_tables
 from rayembed.report.training import training_section
 
@@ -69,6 +78,56 @@ def test_every_metric_of_either_model_has_a_row() -> None:
     assert [row.relative for row in rows] == ["–", "+25.0 %", "–", "–", "–"]  # noqa: RUF001
     assert [row.tested for row in rows] == [False, True, False, False, False]
     assert other_facts(metrics) == [("num queries", "1,212")]
+
+
+TASKS: dict[str, Any] = {
+    "pairs": {
+        "kind": "sts",
+        "metric": "spearman",
+        "base": 0.7,
+        "tuned": 0.75,
+        "ci95": [-0.01, 0.11],
+        "num_texts": 2000,
+    },
+    "heaps": {"kind": "clustering", "metric": "v_measure", "base": 0.5, "tuned": 0.4, "num_texts": 21},
+    "alone": {"kind": "classification", "metric": "accuracy", "base": 0.25, "num_texts": 3},
+}
+
+
+def test_every_task_has_a_row() -> None:
+    first, second, third = task_rows({"tasks": TASKS})
+    assert (first.name, first.kind, first.metric, first.texts) == ("pairs", "sts", "Spearman's correlation", "2,000")
+    assert (first.base, first.tuned, first.difference) == ("0.7000", "0.7500", "+0.0500")
+    assert first.interval == "\N{MINUS SIGN}0.0100 to +0.1100"
+    assert (second.metric, second.difference, second.interval) == ("v-measure", "\N{MINUS SIGN}0.1000", "–")  # noqa: RUF001
+    assert (third.base, third.tuned, third.difference, third.interval) == ("0.2500", "–", "–", "–")  # noqa: RUF001
+    assert task_rows({"base": {}}) == []
+
+
+def test_heads_have_a_row_each_by_the_tested_metric() -> None:
+    means = {"dense": {"ndcg@10": 0.5, "ndcg@1": 0.1}, "weighted_sum": {"ndcg@10": 0.6, "ndcg@1": 0.2}}
+    rows = head_rows({"metric": "ndcg@10", "heads": {"tuned": means, "base": {"dense": {"ndcg@10": 0.4}}}})
+    assert [(row.label, row.base, row.tuned, row.difference, row.relative) for row in rows] == [
+        ("dense", "0.4000", "0.5000", "+0.1000", "+25.0 %"),
+        ("weighted sum", "–", "0.6000", "–", "–"),  # noqa: RUF001
+    ]
+    assert head_rows({"metric": "ndcg@10", "base": {}}) == []
+
+
+def test_tasks_and_heads_are_no_facts() -> None:
+    assert other_facts({"tasks": TASKS, "heads": {"base": {}}, "num_queries": 3}) == [("num queries", "3")]
+
+
+def test_headline_of_tasks_alone_names_each() -> None:
+    found = headline({"tasks": TASKS})
+    assert (found.verdict, found.badge) == ("unknown", "tasks alone")
+    assert found.sentence == (
+        "pairs: Spearman's correlation 0.7000 → 0.7500; heaps: v-measure 0.5000 → 0.4000; alone: accuracy 0.2500. "
+        "No retrieval was judged."
+    )
+    with_retrieval = headline({"tasks": TASKS, "base": {"ndcg@10": 0.5}, "significance": TEST})
+    assert with_retrieval == headline({"significance": TEST})
+    assert headline({"tasks": TASKS, "base": {"ndcg@10": 0.5}}).badge == "not tested"
 
 
 def test_similarities_have_a_column_a_model() -> None:

@@ -1,0 +1,71 @@
+"""Adapters that cannot be merged as they are meant are refused, and not merged in part."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+
+from rayembed.config import Experiment
+from rayembed.models.merging import check_adapters, merge_adapters, tokens_of_adapters
+from tests.models.tiny_decoders import qwen_tokenizer, save_decoder, tiny_decoder
+
+
+def save_random_adapter(backbone: Any, folder: Path, *, seed: int, targets: list[str]) -> Path:  # noqa: ANN401
+    """An adapter by peft alone that changes vectors a lot; the backbone has it in it afterwards."""
+    model: Any = peft.get_peft_model(backbone, peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets))
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    base = save_decoder(tmp_path / "base", qwen_tokenizer())
+    model = {"name_or_path": str(base), "family": "decoder", "additional_special_tokens": ["<own>", "<b>"]}
+    return Experiment(output_dir=str(tmp_path / "run"), model=model)  # type: ignore[arg-type]
+
+
+def folder_with_tokens(folder: Path, *tokens: str) -> str:
+    tokenizer = qwen_tokenizer()
+    tokenizer.add_tokens(list(tokens), special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_tokens_come_in_the_order_of_their_numbers_before_the_experiment_s(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    first, second = (folder_with_tokens(tmp_path / str(n), *["<b>", "<a>", "<c>"][:n]) for n in (2, 3))
+    assert tokens_of_adapters(experiment, [first, str(tmp_path), second]) == ["<b>", "<a>", "<c>", "<own>"]
+    assert tokens_of_adapters(experiment, [str(tmp_path)]) == ["<own>", "<b>"]
+
+
+@pytest.mark.parametrize("tokens", [["<c>"], ["<b>", "<a>"], ["<x>", "<a>"]])
+def test_two_vocabularies_are_refused(experiment: Experiment, tmp_path: Path, tokens: list[str]) -> None:
+    first, second = folder_with_tokens(tmp_path / "1", "<a>", "<b>"), folder_with_tokens(tmp_path / "2", *tokens)
+    with pytest.raises(ValueError, match=rf"2 was trained with the tokens {', '.join(tokens)} added, and one before"):
+        tokens_of_adapters(experiment, [first, second])
+
+
+def test_an_adapter_of_another_class_is_refused_and_not_left_out(tmp_path: Path) -> None:
+    folder = save_random_adapter(tiny_decoder(head="ForCausalLM"), tmp_path / "a", seed=1, targets=["q_proj"])
+    with (
+        pytest.warns(UserWarning, match="Found missing adapter keys"),
+        pytest.raises(ValueError, match=r"does not fit Qwen2Model: 8 matrices have no counterpart, among them base_mo"),
+    ):
+        merge_adapters(tiny_decoder(), [str(folder)])
+
+
+def test_what_cannot_be_merged_is_refused_by_its_files(tmp_path: Path) -> None:
+    (tmp_path / "prompt").mkdir()
+    (tmp_path / "prompt" / "adapter_config.json").write_text(json.dumps({"peft_type": "PROMPT_TUNING"}))
+    with pytest.raises(ValueError, match=r"merge\.adapters: .*prompt is of the kind PROMPT_TUNING; allowed: LORA"):
+        check_adapters([str(tmp_path / "prompt")], setting="merge.adapters")
+    with pytest.raises(FileNotFoundError, match=r"merge\.adapters: nowhere holds no adapter \(no adapter_config\.json"):
+        check_adapters(["nowhere"], setting="merge.adapters")
