@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,34 @@ class TokenBatch:
         return sum(chunk.mask.numel() for chunk in self.chunks)
 
 
-class Embedder(nn.Module):
+class ChunkModel(nn.Module):
+    """A model that reads texts chunk by chunk: what it gives for a batch is put together of what it gives for each."""
+
+    def of_chunk(self, chunk: Chunk) -> Any:  # noqa: ANN401 - a tensor, or a dict of some, with a row a text
+        """What the model gives for the texts of one chunk."""
+        raise NotImplementedError
+
+    def joined(self, parts: Sequence[Any]) -> Any:  # noqa: ANN401
+        """What it gives for the texts of several chunks, one after the other."""
+        return torch.cat([*parts])
+
+    def of_batch(self, batch: TokenBatch) -> Any:  # noqa: ANN401
+        """What it gives for N texts, in their order."""
+        return in_order(self.joined([self.of_chunk(chunk) for chunk in batch.chunks]), batch.order)
+
+    def forward(self, batches: Sequence[TokenBatch]) -> tuple[Any, ...]:
+        """What it gives for several batches (queries, passages) in one call: DeepSpeed wants one forward a backward."""
+        return tuple(self.of_batch(batch) for batch in batches)
+
+
+def in_order(joined: Any, order: Tensor) -> Any:  # noqa: ANN401 - a tensor, or a dict of some
+    """Rows in another order."""
+    if isinstance(joined, Tensor):
+        return joined[order]
+    return {name: rows[order] for name, rows in joined.items()}
+
+
+class Embedder(ChunkModel):
     """An encoder whose output is one vector a text."""
 
     def __init__(self, backbone: nn.Module, *, pooling: str, normalize: bool, told_positions: bool = False) -> None:
@@ -84,8 +111,15 @@ class Embedder(nn.Module):
 
     def embed(self, batch: TokenBatch) -> Tensor:
         """Vectors [N, D] in float32, in the order of the texts."""
-        vectors = [self.pool(self.hidden(chunk), chunk.mask) for chunk in batch.chunks]
-        return torch.cat(vectors)[batch.order]
+        return torch.cat([self.dense(chunk) for chunk in batch.chunks])[batch.order]
+
+    def of_chunk(self, chunk: Chunk) -> Any:  # noqa: ANN401 - a subclass gives more
+        """Vectors [n, D] in float32."""
+        return self.dense(chunk)
+
+    def dense(self, chunk: Chunk) -> Tensor:
+        """Vectors [n, D] in float32."""
+        return self.pool(self.hidden(chunk), chunk.mask)
 
     def hidden(self, chunk: Chunk) -> Tensor:
         """Token vectors [n, t, H] of the backbone's last layer."""
@@ -97,10 +131,6 @@ class Embedder(nn.Module):
         """Vectors [n, D] in float32 out of token vectors."""
         vectors = POOLINGS[self.pooling](hidden, mask).float()
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
-
-    def forward(self, batches: Sequence[TokenBatch]) -> tuple[Tensor, ...]:
-        """Vectors of several batches (queries, passages) in one call: DeepSpeed wants one forward a backward."""
-        return tuple(self.embed(batch) for batch in batches)
 
 
 def pad_chunks(

@@ -71,10 +71,11 @@ class M3Embedder(Embedder):
             mask: [N, T] int64: 1 where a ColBERT vector counts, at every token but a text's first (CLS).
             Only dense, if the model is not unified.
         """
-        joined = concatenate([self._represent_chunk(chunk) for chunk in batch.chunks])
-        return {name: rows[batch.order] for name, rows in joined.items()}
+        representations: dict[str, Tensor] = self.of_batch(batch)
+        return representations
 
-    def _represent_chunk(self, chunk: Chunk) -> dict[str, Tensor]:
+    def of_chunk(self, chunk: Chunk) -> dict[str, Tensor]:
+        """The representations of one chunk; see `represent`."""
         hidden = self.hidden(chunk)
         outputs = {"dense": self.pool(hidden, chunk.mask)}
         if not self.unified:
@@ -92,9 +93,9 @@ class M3Embedder(Embedder):
             "mask": counted.long(),
         }
 
-    def forward(self, batches: Sequence[TokenBatch]) -> tuple[dict[str, Tensor], ...]:  # type: ignore[override] # a dict a batch, where Embedder gives a vector
-        """Representations of several batches (queries, passages) in one call; see `represent`."""
-        return tuple(self.represent(batch) for batch in batches)
+    def joined(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Those of several chunks, padded to the longest."""
+        return concatenate(parts)
 
 
 def pad_tokens(outputs: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:

@@ -1,16 +1,14 @@
 """A reranker as it is trained: token batches of (query, passage) pairs in, one score a pair out."""
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rayembed.models.decoders import positions, takes_positions
-from rayembed.models.embedder import Chunk, TokenBatch
+from rayembed.models.embedder import Chunk, ChunkModel, TokenBatch
 
 
-class PairScorer(nn.Module):
+class PairScorer(ChunkModel):
     """A cross-encoder with one logit, or a decoder whose logit of one answer is the score."""
 
     def __init__(self, backbone: nn.Module, *, answer: int | None) -> None:
@@ -27,9 +25,11 @@ class PairScorer(nn.Module):
 
     def score(self, batch: TokenBatch) -> Tensor:
         """Logits [N] in float32, in the order of the pairs."""
-        return torch.cat([self._score_chunk(chunk) for chunk in batch.chunks])[batch.order]
+        logits: Tensor = self.of_batch(batch)
+        return logits
 
-    def _score_chunk(self, chunk: Chunk) -> Tensor:
+    def of_chunk(self, chunk: Chunk) -> Tensor:
+        """Logits [n] in float32."""
         inputs: dict[str, Any] = {"input_ids": chunk.ids, "attention_mask": chunk.mask}
         if self.answer is None:
             if chunk.types is not None:
@@ -40,7 +40,3 @@ class PairScorer(nn.Module):
             inputs["position_ids"] = positions(chunk.mask)
         answers: Tensor = self.backbone(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1, self.answer]
         return answers.float()
-
-    def forward(self, batches: Sequence[TokenBatch]) -> tuple[Tensor, ...]:
-        """Scores of several batches in one call: DeepSpeed wants one forward a backward."""
-        return tuple(self.score(batch) for batch in batches)

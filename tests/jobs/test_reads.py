@@ -159,7 +159,8 @@ def test_how_an_approximate_search_is_cut_is_not(experiment: Experiment, change:
 
 
 def test_given_embeddings_are_recorded_by_their_files(experiment: Experiment, tmp_path: Path) -> None:
-    rows, corpus = mine._stores(mine._data(experiment))
+    data = mine._data(experiment)
+    rows, corpus = data.rows, data.corpus
     found = []
     for setting, store in (("corpus_embeddings", corpus), ("query_embeddings", rows)):
         for value in (1, 2):
