@@ -67,6 +67,20 @@ class TrainConfig:
     sub_batch_size: int | None = Field(default=None, ge=1)
     """Texts in one chunk of the encoder's forward pass, sorted by length: less padding. null: all at once."""
 
+    tokens_per_chunk: int | None = Field(default=None, ge=64)
+    """Tokens in one chunk of the forward pass, texts sorted by length; a chunk has at least one text. null: by
+    sub_batch_size; with grad_cache 4096 on a CPU, 32768 on a GPU."""
+
+    packed: bool | None = None
+    """Texts of a chunk lie one after the other in one row, and no padding is computed. null: where the architecture
+    gives the vectors of the padded path, which is tried when training starts. true: any other is refused. false:
+    padded."""
+
+    grad_cache: bool = False
+    """Hold the activations of one chunk at a time, so that memory does not grow with the batch: a pass without gradient
+    for all vectors, then one with gradient for each chunk (GradCache, arXiv:2101.06983). The gradient is the same; a
+    step takes about a third more time."""
+
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak learning rate of AdamW."""
 
@@ -128,4 +142,8 @@ class TrainConfig:
     def _together(self) -> Self:
         if self.bf16 and self.fp16:
             raise ValueError("train.bf16 and train.fp16 are both true; set one of them to false")
+        if self.sub_batch_size is not None and self.tokens_per_chunk is not None:
+            raise ValueError(
+                "train.sub_batch_size and train.tokens_per_chunk both say how large a chunk is; set one to null"
+            )
         return self
