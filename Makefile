@@ -13,7 +13,8 @@ test: export RAY_AUTH_MODE = disabled
 test: export RAY_USAGE_STATS_ENABLED = 0
 test: export HF_HUB_OFFLINE = 1
 test: venv
-	$(BIN)/python -m pytest -q --durations=10
+	$(BIN)/python -m pytest -q --durations=10 -m "not ray" -n 2 --dist worksteal
+	$(BIN)/python -m pytest -q --durations=10 -m ray
 
 check: venv
 	$(BIN)/ruff check .

@@ -129,7 +129,8 @@ class DataConfig:
 
     shuffle_ratio: float = Field(default=0.0, ge=0, le=1)
     """Share of the long positives whose thirds change places. (FlagEmbedding cuts texts of more than 100 characters
-    before it makes tokens of them; here the tokens are cut, where there are more than 25.)"""
+    before it makes tokens of them; here the tokens are cut, where there are more than 25.) Passages that are
+    read as queries are (of types sts, symmetric_sts and symmetric_clustering) stay as they are."""
 
     @model_validator(mode="after")
     def _together(self) -> Self:

@@ -1,7 +1,7 @@
 """The whole experiment: one section a job, and the sections that jobs share."""
 
 import os
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
@@ -18,6 +18,13 @@ from rayembed.config.search import SearchConfig
 from rayembed.config.train import TrainConfig
 
 RERANKERS = ("reranker-encoder", "reranker-decoder")
+OF_FAMILIES = {  # sections, and the families that have them
+    "m3": ("m3",),
+    "lora": ("decoder", "icl", "reranker-decoder"),
+    "icl": ("icl",),
+    "reranker": RERANKERS,
+}
+DEFAULTS = {"m3": M3Config, "icl": IclConfig, "reranker": RerankerConfig}  # of those that are in force when absent
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -118,6 +125,7 @@ class Experiment:
             if self.train.fp16 and not self.ray.use_gpu:
                 raise ValueError("train.fp16 needs a GPU; set ray.use_gpu: true, or train.bf16: true instead")
         self._check_family()
+        self._check_examples()
         if self.mine is not None:
             first, last = map(int, self.mine.range_for_sampling.split("-"))
             if first >= last:
@@ -128,13 +136,7 @@ class Experiment:
     def _check_family(self) -> None:
         """Refuses settings that a family has no use for, so that none is without effect."""
         family = self.model.family
-        of = {
-            "m3": ("m3",),
-            "lora": ("decoder", "icl", "reranker-decoder"),
-            "icl": ("icl",),
-            "reranker": RERANKERS,
-        }
-        for section, families in of.items():
+        for section, families in OF_FAMILIES.items():
             if getattr(self, section) is not None and family not in families:
                 raise ValueError(
                     f"section {section} is for model.family {' and '.join(families)}, and this one is {family}; remove "
@@ -142,10 +144,10 @@ class Experiment:
                 )
         if self.model.bidirectional and family not in ("decoder", "icl"):
             raise ValueError(f"model.bidirectional is for model.family decoder, and this one is {family}")
-        if self.model.additional_special_tokens and family not in of["lora"]:
+        if self.model.additional_special_tokens and family not in OF_FAMILIES["lora"]:
             raise ValueError(
-                f"model.additional_special_tokens are for model.family {' and '.join(of['lora'])}, and this one is "
-                f"{family}"
+                f"model.additional_special_tokens are for model.family {' and '.join(OF_FAMILIES['lora'])}, and this "
+                f"one is {family}"
             )
         if self.train is not None:
             self._check_loss(self.train)
@@ -157,6 +159,20 @@ class Experiment:
             raise ValueError(f"evaluate.retriever is {self.evaluate.retriever} and model.family {family}; {needs}")
         if self.evaluate is not None and pairs and self.evaluate.tasks:
             raise ValueError(f"evaluate.tasks are of embedders, and a {family} has no vectors; set evaluate.tasks: []")
+
+    def _check_examples(self) -> None:
+        """Refuses what would not know that queries are read after examples."""
+        icl = self.family_sections().get("icl")
+        if icl is not None and icl.max_examples and self.data.batch_size_by_length:
+            raise ValueError(
+                "data.batch_size_by_length counts the tokens of queries without their examples; remove it, or set "
+                "icl.max_examples: 0"
+            )
+        if icl is not None and self.train is not None and self.train.guide_model is not None:
+            raise ValueError(
+                "train.guide_model would read examples and suffix, which it was not trained with; set it to null for "
+                "model.family icl"
+            )
 
     def _check_loss(self, train: TrainConfig) -> None:
         """Refuses losses that cannot be had together."""
@@ -239,10 +255,23 @@ class Experiment:
         """Passages in one unit of work."""
         return self.encode.passages_per_unit or (8192 if self.ray.use_gpu else 512)
 
+    def tokens_per_chunk(self) -> int | None:
+        """Tokens in one chunk of the forward pass in training. None: no limit."""
+        assert self.train is not None
+        if self.train.tokens_per_chunk is None and self.train.grad_cache and self.train.sub_batch_size is None:
+            return 32768 if self.ray.use_gpu else 4096
+        return self.train.tokens_per_chunk
+
     def temperature(self) -> float:
         """What divides the scores in the loss."""
         assert self.train is not None
         return self.train.temperature or (1.0 if self.trains_reranker() else 0.02)
+
+    def family_sections(self) -> dict[str, Any]:
+        """The sections of the model's family as they are in force, by their names."""
+        names = [name for name, families in OF_FAMILIES.items() if self.model.family in families]
+        found = {name: getattr(self, name) or (DEFAULTS[name]() if name in DEFAULTS else None) for name in names}
+        return {name: section for name, section in found.items() if section is not None}
 
     def trains_reranker(self) -> bool:
         """Whether the model reads pairs: it scores, and has no vectors to mine or to search with."""

@@ -44,10 +44,12 @@ class EncodeConfig:
     """Arithmetic of the forward pass; pooling is float32. auto: bfloat16 where the hardware has it, else float32."""
 
     query_max_len: int | None = Field(default=None, ge=4)
-    """Tokens kept of a query. null: data.query_max_len."""
+    """Tokens kept of a query. null: data.query_max_len; of another embedder that rayembed trained (mine.model,
+    evaluate.retriever, score.model), as in its training."""
 
     passage_max_len: int | None = Field(default=None, ge=4)
-    """Tokens kept of a passage. null: data.passage_max_len."""
+    """Tokens kept of a passage; not of an embedder that teaches (score.max_len). null: data.passage_max_len; of another
+    embedder that rayembed trained, as in its training."""
 
     tokens_per_batch: int | None = Field(default=None, ge=64)
     """Tokens in one forward pass, padding included; texts are sorted by length first. null: 4096 on a CPU (what its
@@ -100,6 +102,9 @@ class TaskConfig:
     prompt: str | None = None
     """Instruction put before every text whose row brings none of its own, by model.query_instruction_format. null:
     none."""
+
+    max_len: int | None = Field(default=None, ge=4)
+    """Tokens kept of a text. null: the longer of those of a query and of a passage (section encode, else data)."""
 
     @model_validator(mode="after")
     def _together(self) -> Self:

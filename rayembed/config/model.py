@@ -32,7 +32,8 @@ class ModelConfig:
 
     query_instruction_for_retrieval: str | None = None
     """Text put before every query that has no prompt of its own; before those of a reranker too (FlagEmbedding's
-    query_instruction_for_rerank). null: nothing is put."""
+    query_instruction_for_rerank). Never before texts of types sts and class, nor of evaluate.tasks: these are not of
+    retrieval, and have the prompt of their row, dataset (data.datasets) or task, or none. null: nothing is put."""
 
     query_instruction_format: str = Field(default="{}{}", pattern=r"^[^{}]*\{\}[^{}]*\{\}[^{}]*$")
     """How instruction and query are joined; holds two {} (instruction, query). A written \\n is a line break."""

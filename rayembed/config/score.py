@@ -14,7 +14,9 @@ class ScoreConfig:
     """A teacher's scores of every (query, passage) pair of the training rows."""
 
     model: str
-    """Teacher: hub id, local folder or package://..., a reranker or an embedder."""
+    """Teacher: hub id, local folder or package://..., a reranker or an embedder. One that rayembed trained reads rows
+    with their own prompts and types, as in its training; one that was trained elsewhere gets bare texts with the
+    instructions below: a row's prompt is of the model that is trained."""
 
     kind: Literal["auto", "reranker", "decoder-reranker", "embedder"] = "auto"
     """What the teacher is: a cross-encoder (sequence classification with one label), a decoder whose logit of "Yes" is
@@ -22,7 +24,7 @@ class ScoreConfig:
     sentence-transformers files."""
 
     max_len: int | None = Field(default=None, ge=8)
-    """Tokens kept of a (query, passage) pair, or of a passage when the teacher is an embedder. null: 512; of a reranker
+    """Tokens kept of a (query, passage) pair, or of a passage when the teacher is an embedder. null: 512; of a teacher
     that rayembed trained, as in its training."""
 
     pooling: Pooling | None = None

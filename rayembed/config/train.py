@@ -132,6 +132,9 @@ class TrainConfig:
     save_steps: int = Field(default=500, ge=1)
     """Steps between checkpoints; what a killed run repeats at most."""
 
+    save_minutes: float | None = Field(default=None, gt=0)
+    """Minutes between checkpoints, besides those of save_steps, at the end of a step. null: by the steps alone."""
+
     save_total_limit: int = Field(default=2, ge=1)
     """Checkpoints kept."""
 

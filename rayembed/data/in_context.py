@@ -37,6 +37,8 @@ def draw_examples(
     """
     rng = np.random.default_rng([seed, epoch, row, _EXAMPLES])
     wanted = int(rng.integers(most + 1))
-    others = [int(other) for other in batch if other != row]
-    places: NDArray[np.int64] = rng.permutation(len(others))[: SPARE * wanted]
-    return wanted, [others[place] for place in places.tolist()]
+    others = np.asarray(batch, np.int64)
+    others = others[others != row]
+    if not len(others):
+        return wanted, []
+    return wanted, rng.choice(others, min(SPARE * wanted, len(others)), replace=False).tolist()

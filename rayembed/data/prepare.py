@@ -27,7 +27,7 @@ from rayembed.data.store import PASSAGES, QUERIES, ROWS, Row, Store, StoreWriter
 from rayembed.data.tasks import OF_OWN_KIND, rows_of_type
 from rayembed.data.used_rows import Small, drawn, settled
 
-VERSION = 4  # raise it when the same files give other stores, so that caches of older code are not used
+VERSION = 5  # raise it when the same files give other stores, so that caches of older code are not used
 
 logger = logging.getLogger(__name__)
 

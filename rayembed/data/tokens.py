@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayembed.config.model import ModelConfig
-from rayembed.data.prompts import ALIKE, passage_of_row, query_text
+from rayembed.data.prompts import ALIKE, passage_of_row, query_of_row
 from rayembed.data.storage import whole_file
 
 TEXTS = pa.schema([("tokens", pa.list_(pa.int32()))])
@@ -61,7 +61,8 @@ def write_tokens(
     passages: dict[tuple[bool, str], int] = {}  # read as a query is, and the text
     records = []
     for row in table:
-        query = queries.setdefault(query_text(model, row["query"], row["prompt"]), len(queries))
+        text = query_of_row(model, row["query"], row_type=row["type"], prompt=row["prompt"])
+        query = queries.setdefault(text, len(queries))
         record = {"query": query, "pos_scores": row["pos_scores"], "neg_scores": row["neg_scores"]}
         for side in ("pos", "neg"):
             texts = [passage_of_row(model, text, row_type=row["type"], prompt=row["prompt"]) for text in row[side]]

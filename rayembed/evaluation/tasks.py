@@ -65,8 +65,10 @@ def check_classes(train_labels: Sequence[str], test_labels: Sequence[str]) -> No
 
 
 def cosines(first: NDArray[np.float32], second: NDArray[np.float32]) -> Values:
-    """Cosines [N] of the rows of two arrays [N, D]."""
-    products: Values = np.sum(_directions(first) * _directions(second), axis=1)
+    """Cosines [N] of the rows of two arrays [N, D], in float64."""
+    wide = first.astype(np.float64), second.astype(np.float64)
+    lengths = np.linalg.norm(wide[0], axis=1) * np.linalg.norm(wide[1], axis=1)
+    products: Values = np.einsum("nd,nd->n", *wide) / np.maximum(lengths, np.finfo(np.float64).tiny)
     return products
 
 
@@ -150,15 +152,19 @@ def v_measure(vectors: NDArray[np.float32], labels: Sequence[str], *, seed: int)
     Source: V-Measure, Rosenberg and Hirschberg, EMNLP 2007.
     """
     check_labels(labels)
-    means = KMeans(len(set(labels)), n_init=STARTS, random_state=seed % 2**32)  # numpy's seeds end there
+    means = KMeans(
+        len(set(labels)),
+        n_init=STARTS,
+        random_state=seed % 2**32,  # numpy's seeds end there
+        copy_x=False,
+    )
     return float(v_measure_score(labels, means.fit_predict(_directions(vectors))))
 
 
-def _directions(vectors: NDArray[np.float32]) -> Values:
-    """The vectors in float64, of length 1."""
-    wide = vectors.astype(np.float64)
-    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
-    directions: Values = wide / np.maximum(lengths, np.finfo(np.float64).tiny)
+def _directions(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A copy of the vectors, of length 1; sklearn computes in float32 where it is given that."""
+    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))[:, None]
+    directions: NDArray[np.float32] = vectors / np.maximum(lengths, np.finfo(np.float32).tiny).astype(np.float32)
     return directions
 
 

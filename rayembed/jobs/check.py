@@ -6,10 +6,12 @@ Every other job makes the same reading before it starts a worker; it is cached, 
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 
 from rayembed.config import Experiment
 from rayembed.config.mine import MineConfig
@@ -17,19 +19,25 @@ from rayembed.config.uris import public_name
 from rayembed.data.datasets import read_datasets
 from rayembed.data.mixing import MixedPlan
 from rayembed.data.prepare import Prepared, prepare
-from rayembed.data.prompts import passage_text, query_text
+from rayembed.data.prompts import passage_of_row, passage_text, query_of_row
 from rayembed.data.storage import write_atomic
 from rayembed.data.store import Store
+from rayembed.data.tasks import OF_OWN_KIND
+from rayembed.jobs.check_tasks import task_notes
 from rayembed.jobs.evaluate_tasks import read_tasks
 from rayembed.jobs.inputs import check_rows, planned_batches
 from rayembed.jobs.mine import check_window
 from rayembed.jobs.passed_through import in_words, passed_through
-from rayembed.jobs.rerank import check_retriever
+from rayembed.jobs.rerank import base_of, check_rerankers, check_retriever
+from rayembed.jobs.teacher import check_teacher
 from rayembed.jobs.tokenize import longest_texts
 from rayembed.jobs.train import check_model
 from rayembed.models.loading import check_length, load_config, pooling_of, tokenizer_of
+from rayembed.models.pairs import pair_layout
+from rayembed.models.trained import build_tokenizer
 
 logger = logging.getLogger(__name__)
+PLURALS = {"query": "queries", "passage": "passages"}
 SAMPLE = 2000  # texts whose tokens are counted; a corpus of millions is not tokenised for a warning
 
 
@@ -51,7 +59,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     _check_models(experiment)
     _check_sections(experiment)
     prepared = prepare(experiment)
-    read_tasks(experiment, prepared.report)
+    tasks = read_tasks(experiment, prepared.report)
     if experiment.mine is not None:
         prepared.report.warnings.drop("rows without negatives")  # that is what mine is for
     text = prepared.report.summary()
@@ -62,6 +70,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
         text,
         f"model {experiment.model.name_or_path}, pooling {pooling_of(experiment.model)}",
         *_lengths(experiment, prepared),
+        *task_notes(experiment, tasks, prepared.rows),
     ]
     for job in ("mine", "score"):
         if prepared.rows is not None and getattr(experiment, job) is not None:
@@ -88,10 +97,13 @@ def _check_models(experiment: Experiment) -> None:
     load_config(experiment.model.name_or_path, trust_remote_code=experiment.model.trust_remote_code)
     if experiment.score is not None:
         load_config(experiment.score.model, trust_remote_code=experiment.score.trust_remote_code)
+        check_teacher(experiment)
     if experiment.mine is not None and experiment.mine.model is not None:
         load_config(experiment.mine.model, trust_remote_code=experiment.model.trust_remote_code)
     if experiment.evaluate is not None and experiment.evaluate.retriever is not None:
         check_retriever(experiment)
+        if experiment.trains_reranker():
+            check_rerankers(experiment, [base_of(experiment)])
 
 
 def _check_sections(experiment: Experiment) -> None:
@@ -136,37 +148,81 @@ def plan(experiment: Experiment) -> str:
 
 def _lengths(experiment: Experiment, prepared: Prepared) -> list[str]:
     """Token lengths of queries and passages, and the share that is cut."""
-    model = experiment.model
-    tokenizer = tokenizer_of(model)
+    samples = _samples(experiment, prepared)
+    if experiment.trains_reranker():
+        return _lengths_in_pairs(experiment, prepared, samples)
+    tokenizer = tokenizer_of(experiment.model)
     lines = []
-    for side, texts in _samples(experiment, prepared).items():
+    for side, texts in samples.items():
+        limits = {setting: limit for setting, limit in _limits(experiment).items() if side in setting}
         ids = tokenizer(texts, verbose=False)["input_ids"]
-        lengths = np.array([len(tokens) for tokens in ids])
-        cuts = ", ".join(
-            f"{100 * float((lengths > limit).mean()):.1f} % longer than {limit} ({setting}) are cut"
-            for setting, limit in _limits(experiment).items()
-            if side in setting
-        )
-        plural = {"query": "queries", "passage": "passages"}[side]
-        lines.append(
-            f"{plural}: {lengths.mean():.0f} tokens on average, {int(np.percentile(lengths, 95))} at the 95th "
-            f"percentile; {cuts} (of {len(texts):,} sampled)"
-        )
+        lines.append(_length_line(PLURALS[side], [len(tokens) for tokens in ids], limits))
     return lines
+
+
+def _lengths_in_pairs(experiment: Experiment, prepared: Prepared, samples: dict[str, list[str]]) -> list[str]:
+    """The same of a reranker: its texts stand in pairs, which are cut by limits of their own."""
+    tokenizer, data = build_tokenizer(experiment), experiment.data
+    layout = pair_layout(tokenizer, experiment)
+    limits = {
+        "query": {"data.query_max_len and a quarter of data.passage_max_len": layout.query_max_len},
+        "passage": {"data.passage_max_len and half of data.query_max_len": layout.passage_max_len},
+    }
+
+    def counted(texts: list[str]) -> NDArray[np.int64]:
+        ids = tokenizer(texts, verbose=False, add_special_tokens=False)["input_ids"]
+        return np.array([len(tokens) for tokens in ids], np.int64)
+
+    lines = [_length_line(PLURALS[side], counted(texts).tolist(), limits[side]) for side, texts in samples.items()]
+    pairs = [] if prepared.rows is None else _sampled_pairs(experiment, prepared.rows)
+    if pairs:
+        query, passage = (counted([pair[side] for pair in pairs]) for side in (0, 1))
+        kept = np.minimum(query, layout.query_max_len) + np.minimum(passage, layout.passage_max_len)
+        whole = kept + sum(map(len, layout.around))
+        setting = f"data.query_max_len {data.query_max_len} and data.passage_max_len {data.passage_max_len} together"
+        line = _length_line("pairs with what stands around their texts", whole.tolist(), {setting: layout.max_len})
+        lines.append(line.replace("are cut", "lose the end of their passage"))
+    return lines
+
+
+def _length_line(what: str, lengths: list[int], limits: dict[str, int]) -> str:
+    """Lengths of a sample in words; `limits` are by what sets them."""
+    found = np.array(lengths)
+    cuts = ", ".join(
+        f"{100 * float((found > limit).mean()):.1f} % longer than {limit} ({setting}) are cut"
+        for setting, limit in limits.items()
+    )
+    return (
+        f"{what}: {found.mean():.0f} tokens on average, {int(np.percentile(found, 95))} at the 95th percentile; {cuts} "
+        f"(of {len(found):,} sampled)"
+    )
 
 
 def _samples(experiment: Experiment, prepared: Prepared) -> dict[str, list[str]]:
     samples = {}
     if prepared.rows is not None and prepared.rows.num_rows:
-        rows = _sample(prepared.rows, ["query", "prompt"])
-        samples["query"] = [query_text(experiment.model, row["query"], row["prompt"]) for row in rows]
+        samples["query"] = [
+            query_of_row(experiment.model, row["query"], row_type=row["type"], prompt=row["prompt"])
+            for row in _sample(prepared.rows, ["query", "prompt", "type"])
+        ]
     if prepared.corpus is not None and prepared.corpus.num_rows:
         rows = _sample(prepared.corpus, ["text"])
         samples["passage"] = [passage_text(experiment.model, row["text"]) for row in rows]
     return samples
 
 
-def _sample(store: Store, columns: list[str]) -> list[dict[str, str]]:
+def _sampled_pairs(experiment: Experiment, rows: Store) -> list[tuple[str, str]]:
+    """Queries with their first positives, of rows that have some."""
+    pairs = []
+    for row in _sample(rows, ["query", "prompt", "type", "pos"]):
+        told: dict[str, Any] = {"row_type": row["type"], "prompt": row["prompt"]}
+        for text in row["pos"][:1]:
+            query = query_of_row(experiment.model, row["query"], **told)
+            pairs.append((query, passage_of_row(experiment.model, text, **told)))
+    return pairs
+
+
+def _sample(store: Store, columns: list[str]) -> list[dict[str, Any]]:
     count = min(SAMPLE, store.num_rows)
     rows = np.random.default_rng(0).choice(store.num_rows, count, replace=False)
     return list(store.take(np.sort(rows), columns).to_pylist())
@@ -206,14 +262,20 @@ def _left_out(experiment: Experiment, rows: Store) -> list[str]:
 
 
 def _missing_negatives(experiment: Experiment, rows: Store) -> list[str]:
-    needed = experiment.data.train_group_size - 1
-    short = sum(
-        pc.sum(pc.less(pc.list_value_length(part.column("neg")), needed)).as_py() or 0
-        for part in rows.iter_parts(["neg"])
-    )
-    if experiment.train is None or not short:
+    """Rows of retrieval with fewer negatives than the group of their dataset takes."""
+    if experiment.train is None:
         return []
+    datasets = read_datasets(rows, experiment)
+    needed = np.array([0 if one.type in OF_OWN_KIND else one.group_size - 1 for one in datasets.items])
+    given = np.concatenate(
+        [pc.list_value_length(part.column("neg")).to_numpy() for part in rows.iter_parts(["neg"])] or [np.empty(0)]
+    )
+    wanted = np.where(datasets.dataset_of_row < 0, 0, needed[datasets.dataset_of_row])
+    short = given < wanted
+    if not short.any():
+        return []
+    sizes = " or ".join(map(str, np.unique(wanted[short]).tolist()))
     return [
-        f"{short:,} of {rows.num_rows:,} rows have fewer than {needed} negatives (data.train_group_size - 1): theirs "
-        "are used more than once in a group; rows without any are refused by train"
+        f"{int(short.sum()):,} of {rows.num_rows:,} rows have fewer than {sizes} negatives (train_group_size of their "
+        "dataset - 1): theirs are used more than once in a group; rows without any are refused by train"
     ]

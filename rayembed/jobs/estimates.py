@@ -46,15 +46,20 @@ def training(experiment: Experiment, rows: Store, batches: int) -> str:
     passage = mean_tokens(experiment, rows, "pos", data.passage_max_len)
     of_group = data.train_group_size * passage + query * (data.train_group_size if experiment.trains_reranker() else 1)
     a_batch = experiment.global_batch_size() * of_group
+    at_once = a_batch / experiment.ray.num_workers
+    if config.grad_cache:
+        a_chunk = experiment.tokens_per_chunk() or (config.sub_batch_size or 1) * max(query, passage)
+        at_once = min(at_once, a_chunk)
     cost = training_cost(
         experiment.model,
         tokens=batches * a_batch,
-        tokens_a_worker_batch=a_batch / experiment.ray.num_workers,
+        tokens_a_worker_batch=at_once,
         bf16=config.bf16 or config.fp16,
         checkpointing=config.gradient_checkpointing,
         zero_stage=deepspeed_settings(experiment)["zero_optimization"]["stage"],
         num_workers=experiment.ray.num_workers,
         use_gpu=experiment.ray.use_gpu,
+        grad_cache=config.grad_cache,
     )
     return _words(cost)
 

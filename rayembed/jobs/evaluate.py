@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ from rayembed.config.jobs import EvaluateConfig
 from rayembed.data.prepare import Evaluation, prepare
 from rayembed.data.storage import fingerprint, write_atomic
 from rayembed.jobs import estimates
+from rayembed.jobs.check_tasks import task_notes
 from rayembed.jobs.evaluate_retrieval import evaluate_retrieval
-from rayembed.jobs.evaluate_tasks import Task, evaluate_tasks, read_tasks, task_lines, tasks_reads
+from rayembed.jobs.evaluate_tasks import Task, evaluate_tasks, memory, read_tasks, task_lines, tasks_reads
 from rayembed.jobs.folders import Reads, state, written_once
-from rayembed.jobs.rerank import check_retriever, retriever
+from rayembed.jobs.rerank import base_of, check_rerankers, check_retriever, retriever
 from rayembed.jobs.session import ray_session
 from rayembed.jobs.vectors import encoding_reads
-from rayembed.models.loading import teacher_kind
 from rayembed.models.pairs import trained_reading
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     final = Path(experiment.output_dir) / "evaluate"
 
     def write(folder: Path) -> None:
+        for line in task_notes(experiment, data.tasks):
+            logger.info("evaluate: %s", line)
         models, metrics = _models(experiment), dict[str, Any]()
         with ray_session(experiment.ray):
             if data.retrieval is not None:
@@ -77,7 +80,8 @@ def plan(experiment: Experiment) -> str:
     asked += [
         f"task {task.config.name} ({task.config.kind}, {task.num_texts:,} texts to encode)" for task in data.tasks
     ]
-    return f"evaluate: {', '.join(asked)}; {names}; {where}"
+    held = f" (judging tasks holds up to {memory(experiment, data.tasks) / 1e6:,.1f} MB at once)" if data.tasks else ""
+    return f"evaluate: {', '.join(asked)}; {names}{held}; {where}"
 
 
 def summary(folder: Path) -> str:
@@ -125,10 +129,7 @@ def _data(experiment: Experiment) -> Judging:
 
 def _models(experiment: Experiment) -> dict[str, str]:
     tuned = Path(experiment.output_dir) / "model"
-    base, remote = experiment.model.name_or_path, experiment.model.trust_remote_code
-    if experiment.trains_reranker() and not _is_reranker(base, remote=remote):
-        base = _section(experiment).retriever or base  # what a reranker is to make better
-    models = {"base": base}
+    models = {"base": base_of(experiment) if experiment.trains_reranker() else experiment.model.name_or_path}
     if tuned.is_dir():
         models["tuned"] = str(tuned)
     elif experiment.train is not None:
@@ -139,10 +140,6 @@ def _models(experiment: Experiment) -> dict[str, str]:
     return models
 
 
-def _is_reranker(name: str, *, remote: bool) -> bool:
-    return "reranker" in teacher_kind(name, trust_remote_code=remote)
-
-
 def _reads(experiment: Experiment, config: EvaluateConfig, data: Judging) -> Reads:
     models = _models(experiment)
     encoding = encoding_reads(experiment, *models.values())
@@ -151,10 +148,10 @@ def _reads(experiment: Experiment, config: EvaluateConfig, data: Judging) -> Rea
     return {
         **encoding,
         "weights": dict(zip(models, encoding["weights"], strict=True)),
-        **(_reads_of_reranker(experiment) if experiment.trains_reranker() else {}),
+        **(_reads_of_reranker(experiment, models.values()) if experiment.trains_reranker() else {}),
         **({"m3": asdict(experiment.m3)} if experiment.m3 is not None else {}),
         **({} if data.retrieval is None else _reads_of_retrieval(data.retrieval)),
-        **({"tasks": tasks_reads(data.tasks)} if data.tasks else {}),
+        **({"tasks": tasks_reads(experiment, data.tasks)} if data.tasks else {}),
         "evaluate": settings,
         "seed": experiment.seed,
     }
@@ -168,8 +165,9 @@ def _reads_of_retrieval(evaluation: Evaluation) -> Reads:
     }
 
 
-def _reads_of_reranker(experiment: Experiment) -> Reads:
+def _reads_of_reranker(experiment: Experiment, models: Iterable[str]) -> Reads:
     check_retriever(experiment)
+    check_rerankers(experiment, models)  # before the retriever encodes the corpus for them
     found = retriever(experiment)
     return {
         "reranker": asdict(trained_reading(experiment)),

@@ -1,6 +1,6 @@
 """Tasks beside retrieval: reads their rows, encodes the texts of all of them in one pass a model, and judges both."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,14 @@ from rayembed.evaluation.tasks import (
     v_measure,
 )
 from rayembed.jobs.folders import Reads
+from rayembed.jobs.vector_files import Vectors
 from rayembed.jobs.vectors import Wanted, encode_stores
+from rayembed.models.loading import check_length, load_config
 
 VERSION = 1  # raise it when the same rows give other texts
 METRICS = {"sts": "spearman", "classification": "accuracy", "clustering": "v_measure"}
-Vectors = NDArray[np.float32]
+PAIRS = 8192  # whose vectors are in memory at a time
+Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ class Task:
         """Texts to encode."""
         return (2 if self.config.kind == "sts" else 1) * sum(store.num_rows for store in self.stores)
 
+    @property
+    def num_judged(self) -> int:
+        """Texts that the figure is of; both of a pair."""
+        return (2 if self.config.kind == "sts" else 1) * self.test.num_rows
+
 
 def read_tasks(experiment: Experiment, report: Report) -> list[Task]:
     """The tasks of section evaluate with their rows.
@@ -61,9 +69,15 @@ def read_tasks(experiment: Experiment, report: Report) -> list[Task]:
     Args:
         experiment: section evaluate; none has no tasks.
         report: takes what is wrong, by file and line; no task is to be used if it has errors.
+
+    Raises:
+        ValueError: the model reads fewer tokens than the max_len of a task.
     """
-    tasks, own = [], Report()
+    tasks, own, model = [], Report(), experiment.model
     for config in (experiment.evaluate or EvaluateConfig()).tasks:
+        if config.max_len is not None:
+            setting = f"max_len of task {config.name!r}"
+            check_length(model.name_or_path, config.max_len, setting, trust_remote_code=model.trust_remote_code)
         test, *train = [
             prepare_rows(
                 sources,
@@ -94,18 +108,23 @@ def _check(task: Task, report: Report) -> None:
             check_labels(_labels(task.test))
         else:
             check_classes(_labels(task.train), _labels(task.test))
+        if task.train is not None and task.train.fingerprint == task.test.fingerprint:
+            raise ValueError(
+                "its train rows are its test rows; give evaluate.tasks rows that the classifier has not seen"
+            )
     except ValueError as error:
         files = ", ".join(map(public_name, task.config.test))
         report.error("task without a metric", Problem(files, None, f"task {task.config.name!r}", str(error)))
 
 
-def tasks_reads(tasks: Sequence[Task]) -> Reads:
+def tasks_reads(experiment: Experiment, tasks: Sequence[Task]) -> Reads:
     """What the figures depend on beside model and seed, for the record of the job: contents, not paths."""
     return {
         task.config.name: {
             "kind": task.config.kind,
             "classifier": task.config.classifier,
             "prompt": task.config.prompt,
+            "max_len": task_length(experiment, task),
             "test": task.test.fingerprint,
             "train": None if task.train is None else task.train.fingerprint,
         }
@@ -128,25 +147,37 @@ def evaluate_tasks(
         By name of the task, JSON-ready: kind, metric, a value a model, num_texts (judged; both of a pair), and with
         two models ci95 [low, high] of the difference tuned minus base (not of clustering, which is no mean over texts).
     """
-    texts = {store.folder: store for task in tasks for store in _texts(experiment, task)}
-    wanted = [Wanted(store, "query") for store in texts.values()]
-    vectors = {
-        name: dict(zip(texts, encode_stores(_asked(experiment), wanted, model=model), strict=True))
-        for name, model in models.items()
+    asked = asked_of_tasks(experiment)
+    wanted = {
+        (store.folder, task_length(experiment, task)): store for task in tasks for store in task_texts(experiment, task)
     }
-    found = {}
-    for task in tasks:
-        folders = [store.folder for store in _texts(experiment, task)]
-        own = {name: [of[folder].all() for folder in folders] for name, of in vectors.items()}
-        values, interval = JUDGES[task.config.kind](task, own, experiment.seed, num_resamples)
-        found[task.config.name] = {
-            "kind": task.config.kind,
-            "metric": METRICS[task.config.kind],
-            **values,
-            **({} if interval is None else {"ci95": list(interval)}),
-            "num_texts": texts[folders[0]].num_rows,
-        }
-    return found
+    sides = [Wanted(store, "query", length) for (_, length), store in wanted.items()]
+    found: dict[str, dict[str, Values]] = {task.config.name: {} for task in tasks}
+    for name, model in models.items():  # one model at a time: its vectors are on disk, and of one task in memory
+        vectors = dict(zip(wanted, encode_stores(asked, sides, model=model), strict=True))
+        for task in tasks:
+            length = task_length(experiment, task)
+            own = [vectors[store.folder, length] for store in task_texts(experiment, task)]
+            found[task.config.name][name] = JUDGES[task.config.kind](task, own, experiment.seed)
+    return {task.config.name: _figures(experiment, task, found[task.config.name], num_resamples) for task in tasks}
+
+
+def _figures(experiment: Experiment, task: Task, found: Mapping[str, Values], num_resamples: int) -> dict[str, Any]:
+    """What metrics.json says of a task, from what its judge says of each model."""
+    kind, seed = task.config.kind, experiment.seed
+    figures: dict[str, Any] = {"kind": kind, "metric": METRICS[kind]}
+    scores = _scores(task.test) if kind == "sts" else None
+    for name, values in found.items():
+        figures[name] = float(values.mean()) if scores is None else spearman(values, scores)
+    if "tuned" in found and kind != "clustering":
+        base, tuned = found["base"], found["tuned"]
+        interval = (
+            bootstrap_interval(tuned - base, num_resamples=num_resamples, seed=seed)
+            if scores is None
+            else spearman_interval(base, tuned, scores, seed=seed)
+        )
+        figures["ci95"] = list(interval)
+    return {**figures, "num_texts": task.num_judged}
 
 
 def task_lines(metrics: Mapping[str, Any]) -> list[str]:
@@ -163,15 +194,34 @@ def task_lines(metrics: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _asked(experiment: Experiment) -> Experiment:
-    """The experiment without what it puts before queries of retrieval: instruction, and examples of family icl."""
+def asked_of_tasks(experiment: Experiment) -> Experiment:
+    """The experiment without what it puts before queries of retrieval: instruction, and examples of family icl.
+
+    In training, texts of types sts and class are put so too: see data.prompts.query_of_row.
+    """
     icl = experiment.icl and replace(experiment.icl, examples_for_task=[])
     return replace(experiment, icl=icl, model=replace(experiment.model, query_instruction_for_retrieval=None))
 
 
-def _texts(experiment: Experiment, task: Task) -> list[Store]:
+def task_length(experiment: Experiment, task: Task) -> int:
+    """Tokens kept of the task's texts."""
+    return task.config.max_len or max(experiment.max_len("query"), experiment.max_len("passage"))
+
+
+def task_texts(experiment: Experiment, task: Task) -> list[Store]:
     """A store of queries for each of the task's stores of rows."""
     return [_texts_of(experiment, rows, task.config.prompt) for rows in task.stores]
+
+
+def memory(experiment: Experiment, tasks: Sequence[Task]) -> int:
+    """Bytes that judging holds at most: of one task and one model, the vectors as they are and as directions."""
+    model = experiment.model
+    width = int(load_config(model.name_or_path, trust_remote_code=model.trust_remote_code).hidden_size)
+    numbers = [  # float32; cosines are taken in float64
+        min(task.num_texts, 2 * PAIRS) * (4 + 8) if task.config.kind == "sts" else task.num_texts * (4 + 4)
+        for task in tasks
+    ]
+    return width * max(numbers)
 
 
 def _texts_of(experiment: Experiment, rows: Store, prompt: str | None) -> Store:
@@ -189,42 +239,41 @@ def _texts_of(experiment: Experiment, rows: Store, prompt: str | None) -> Store:
     return Store.open(folder)
 
 
-Judged = tuple[dict[str, float], tuple[float, float] | None]
-"""A value a model, and the interval of the difference. None: there is one model alone, or no interval is known."""
+def _judge_sts(task: Task, vectors: list[Vectors], seed: int) -> Values:
+    """Cosines [N] of the pairs."""
+    (test,) = vectors
+    found = []
+    for first in range(0, test.store.num_rows, 2 * PAIRS):  # texts, of which pairs are neighbours
+        both = test.rows(first, min(first + 2 * PAIRS, test.store.num_rows))
+        found.append(cosines(both[::2], both[1::2]))
+    return np.concatenate(found)
 
 
-def _judge_sts(task: Task, vectors: Mapping[str, list[Vectors]], seed: int, num_resamples: int) -> Judged:
-    scores = _scores(task.test)
-    found = {name: cosines(test[::2], test[1::2]) for name, (test,) in vectors.items()}
-    values = {name: spearman(own, scores) for name, own in found.items()}
-    if "tuned" not in found:
-        return values, None
-    return values, spearman_interval(found["base"], found["tuned"], scores, seed=seed)
-
-
-def _judge_classification(task: Task, vectors: Mapping[str, list[Vectors]], seed: int, num_resamples: int) -> Judged:
+def _judge_classification(task: Task, vectors: list[Vectors], seed: int) -> Values:
+    """1 [N] where the classifier is right, else 0."""
     assert task.train is not None
-    learned, asked = _labels(task.train), _labels(task.test)
-    classifier = task.config.classifier or "logistic_regression"
-    right = {
-        name: right_answers((train, learned), (test, asked), classifier=classifier).astype(np.float64)
-        for name, (test, train) in vectors.items()
-    }
-    values = {name: float(own.mean()) for name, own in right.items()}
-    if "tuned" not in right:
-        return values, None
-    return values, bootstrap_interval(right["tuned"] - right["base"], num_resamples=num_resamples, seed=seed)
+    test, train = vectors
+    return right_answers(
+        (train.all(), _labels(task.train)),
+        (test.all(), _labels(task.test)),
+        classifier=task.config.classifier or "logistic_regression",
+    ).astype(np.float64)
 
 
-def _judge_clustering(task: Task, vectors: Mapping[str, list[Vectors]], seed: int, num_resamples: int) -> Judged:
-    labels = _labels(task.test)
-    return {name: v_measure(test, labels, seed=seed) for name, (test,) in vectors.items()}, None
+def _judge_clustering(task: Task, vectors: list[Vectors], seed: int) -> Values:
+    """The v-measure [1]."""
+    (test,) = vectors
+    return np.array([v_measure(test.all(), _labels(task.test), seed=seed)])
 
 
-JUDGES = {"sts": _judge_sts, "classification": _judge_classification, "clustering": _judge_clustering}
+JUDGES: dict[str, Callable[[Task, list[Vectors], int], Values]] = {
+    "sts": _judge_sts,
+    "classification": _judge_classification,
+    "clustering": _judge_clustering,
+}
 
 
-def _scores(rows: Store) -> NDArray[np.float64]:
+def _scores(rows: Store) -> Values:
     found = [score for part in rows.iter_parts(["pos_scores"]) for (score,) in part.column("pos_scores").to_pylist()]
     return np.array(found, np.float64)
 

@@ -17,6 +17,7 @@ from rayembed import __version__
 from rayembed.config import Experiment
 from rayembed.config.jobs import ExportConfig
 from rayembed.config.uris import public_name
+from rayembed.data.prompts import passage_text, query_text
 from rayembed.data.storage import write_atomic
 from rayembed.jobs.folders import RECORD, written_once
 from rayembed.models.encoding import DTYPES
@@ -163,6 +164,10 @@ def card(experiment: Experiment, out: Path, agreement: str) -> str:
         experiment=experiment,
         pooling=pooling_of(experiment.model),
         prompts=prompts(experiment.model),
+        example={
+            "query": query_text(experiment.model, "a query"),
+            "passage": passage_text(experiment.model, "a passage"),
+        },
         prompt_suffix=prompt_suffix(experiment.model),
         max_seq_length=max_seq_length(experiment),
         flag_loads=_flag_loads(experiment),
@@ -201,13 +206,11 @@ def _icl_facts(experiment: Experiment) -> dict[str, Any] | None:
     if section is None:
         return None
     suffix = section.icl_suffix_str.replace("\\n", "\n")
-    instruct = model.query_instruction_for_retrieval
-    form = model.query_instruction_format.replace("\\n", "\n") if instruct else "{}{}"
-    examples = [
-        {"instruct": one.instruct or instruct or "", "query": one.query, "response": one.response}
+    examples = [  # with the instruction in the query: its class puts a format around none too
+        {"instruct": "", "query": query_text(model, one.query, one.instruct), "response": one.response}
         for one in section.examples_for_task
     ]
-    return {"suffix": suffix, "examples": examples, "format": form + suffix + "{}"}
+    return {"suffix": suffix, "examples": examples, "format": "{}{}" + suffix + "{}"}
 
 
 def _metrics(out: Path) -> dict[str, Any]:

@@ -81,10 +81,12 @@ def check_rows(experiment: Experiment, rows: Store, *, coming: tuple[str, ...] =
     deepspeed_settings(experiment)
     for dataset in datasets.items:
         _check_dataset(experiment, dataset)
+    groups = {dataset.name: dataset.group_size for dataset in datasets.items}
     for part in rows.iter_parts(["query", "pos", "neg", "type", "dataset", "pos_scores", "neg_scores"]):
         for row in part.to_pylist():
             if row["type"] not in OF_OWN_KIND:
-                _check_row(experiment, row, coming)
+                group = groups[row["dataset"] if "" not in groups else ""]
+                _check_row(experiment, row, group, coming)
 
 
 def planned_batches(experiment: Experiment, rows: Store, datasets: Datasets) -> Plan:
@@ -121,14 +123,14 @@ def _check_dataset(experiment: Experiment, dataset: Dataset) -> None:
         raise ValueError("train.knowledge_distillation needs passages to compare; set data.train_group_size above 1")
 
 
-def _check_row(experiment: Experiment, row: dict[str, Any], coming: tuple[str, ...]) -> None:
-    train, group = experiment.train, experiment.data.train_group_size
+def _check_row(experiment: Experiment, row: dict[str, Any], group: int, coming: tuple[str, ...]) -> None:
+    train = experiment.train
     assert train is not None
     if group > 1 and not row["neg"] and "mine" not in coming:
         advice = "add a section mine" if experiment.mine is None else "mine found none: widen its range or corpus"
         raise ValueError(
-            f"data.train_group_size is {group}, but the row of query {row['query'][:80]!r} has no negatives; "
-            f"{advice}, or set data.train_group_size: 1 (in-batch negatives alone)"
+            f"data.train_group_size (of its dataset) is {group}, but the row of query {row['query'][:80]!r} has no "
+            f"negatives; {advice}, or set data.train_group_size: 1 (in-batch negatives alone)"
         )
     scored = row["pos_scores"] is not None and row["neg_scores"] is not None and "mine" not in coming
     if train.knowledge_distillation and not scored and "score" not in coming:

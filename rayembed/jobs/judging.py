@@ -1,6 +1,7 @@
 """The teacher's judgement of mined passages: of all candidates (mine.denoise), or of a sample of what was chosen."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rayembed.jobs.pool_files import Chosen, Judged, Pools
 from rayembed.jobs.pools import QUERIES_AT_ONCE, Mining, Passages, measured_from, row_units
 from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.units import Work, run_units
+from rayembed.jobs.wording import RowTexts
 from rayembed.mining.filters import same_text
 
 ROWS_PER_PART = 256  # of the pairs: not of the rows' store, whose cut must not decide which pairs share a batch
@@ -32,6 +34,7 @@ def judge(mining: Mining, pools: Path) -> tuple[Path, Path]:
         score_pairs,
         sizes_of_parts,
     )  # workers import this module too, without torch
+    from rayembed.jobs.teacher import teacher_wording
 
     experiment, config = mining.experiment, mining.config
     arguments: dict[str, Any] = {
@@ -39,9 +42,10 @@ def judge(mining: Mining, pools: Path) -> tuple[Path, Path]:
         "corpus": str(mining.corpus.folder),
         "pools": str(pools),
         "limit": config.denoise_candidates,
+        "wording": (wording := teacher_wording(experiment)) and asdict(wording),
     }
     sizes = sizes_of_parts(_pairs_of_rows(mining.rows, pools, config.denoise_candidates), ROWS_PER_PART)
-    source = PairSource("rayembed.jobs.judging:PoolPairs", arguments, len(sizes), sizes)
+    source = PairSource("rayembed.jobs.judging:PoolPairs", arguments, len(sizes), sizes, worded=True)
     scores = score_pairs(experiment, source, what="judge candidates")
     bounds = [config.denoise_margin, config.denoise_max_score, config.margin_positive]
     folder = Path(experiment.cache()) / f"judged-{fingerprint([pools.name, scores.folder.name, arguments, bounds])}"
@@ -69,9 +73,11 @@ def _pairs_of_rows(rows: Store, pools: Path, limit: int | None) -> NDArray[np.in
 class PoolPairs:
     """Pairs of ROWS_PER_PART rows: each query with its positives and with the first candidates of its draw."""
 
-    def __init__(self, *, rows: str, corpus: str, pools: str, limit: int | None) -> None:
+    def __init__(
+        self, *, rows: str, corpus: str, pools: str, limit: int | None, wording: dict[str, Any] | None
+    ) -> None:
         self._rows, self._corpus = Store.open(Path(rows)), Store.open(Path(corpus))
-        self._pools, self._limit = Path(pools), limit
+        self._pools, self._limit, self.texts = Path(pools), limit, RowTexts(wording)
         self._repeated = RepeatedQueries(self._rows, same_text)
         self._loaded: tuple[int, Pools] | None = None
 
@@ -81,7 +87,7 @@ class PoolPairs:
         last = min((part + 1) * ROWS_PER_PART, self._rows.num_rows)
         for stored, start, stop in self._rows.pieces(part * ROWS_PER_PART, last):
             for row, _, candidates in self.of_rows(stored, self.pools(stored), start, stop):
-                found += [(row["query"], text) for text in (*row["pos"], *candidates)]
+                found += self.texts.pairs(row, [*row["pos"], *candidates])
         return found
 
     def pools(self, stored: int) -> Pools:
@@ -119,12 +125,13 @@ class JudgeWorker:
         corpus: str,
         pools: str,
         limit: int | None,
+        wording: dict[str, Any] | None,
         scores: str,
         threads: int,
         use_gpu: bool,
     ) -> None:
         self._config = received(experiment).mine or MineConfig()
-        self._source = PoolPairs(rows=rows, corpus=corpus, pools=pools, limit=limit)
+        self._source = PoolPairs(rows=rows, corpus=corpus, pools=pools, limit=limit, wording=wording)
         self._scores = PairScores(Path(scores))
 
     def __call__(self, spec: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
@@ -134,7 +141,7 @@ class JudgeWorker:
         bounds = np.full(len(pools.offsets) - 1, np.inf, np.float32)
         of_rows = self._source.of_rows(spec["part"], pools, 0, len(bounds))
         for i, (row, places, texts) in enumerate(of_rows):
-            found = self._scores.lookup([(row["query"], text) for text in (*row["pos"], *texts)])
+            found = self._scores.lookup(self._source.texts.pairs(row, [*row["pos"], *texts]))
             scores[places] = found[len(row["pos"]) :]
             bounds[i] = self._bound(found[: len(row["pos"])].tolist())
         Judged(scores, bounds).save(folder, spec["part"])
@@ -152,20 +159,22 @@ class JudgeWorker:
 class ChosenPairs:
     """Pairs of ROWS_PER_PART rows of a sample: each query with its positives and its chosen negatives."""
 
-    def __init__(self, *, rows: str, corpus: str, chosen: str, sample: list[int]) -> None:
+    def __init__(
+        self, *, rows: str, corpus: str, chosen: str, sample: list[int], wording: dict[str, Any] | None
+    ) -> None:
         self._rows, self._corpus = Store.open(Path(rows)), Store.open(Path(corpus))
-        self._chosen, self._sample = Path(chosen), sample
+        self._chosen, self._sample, self._texts = Path(chosen), sample, RowTexts(wording)
 
     def pairs(self, part: int) -> list[tuple[str, str]]:
         """All of a part, which is one of the sample in the order of its rows."""
         sample = self._sample[part * ROWS_PER_PART :][:ROWS_PER_PART]
-        rows = self._rows.take(np.array(sample), ["query", "pos"]).to_pylist()
+        rows = self._rows.take(np.array(sample), ["query", "prompt", "type", "pos"]).to_pylist()
         found = []
         for number, row in zip(sample, rows, strict=True):
             ((stored, place, _),) = self._rows.pieces(number, number + 1)
             chosen = Chosen.load(self._chosen, stored)
             own = chosen.rows[chosen.of(place)]
-            found += [(row["query"], text) for text in (*row["pos"], *Passages(self._corpus, own).of(own)[1])]
+            found += self._texts.pairs(row, [*row["pos"], *Passages(self._corpus, own).of(own)[1]])
         return found
 
 
@@ -180,13 +189,15 @@ def judge_sample(mining: Mining, chosen: Path, sample: frozenset[int]) -> Path:
         score_pairs,
         sizes_of_parts,
     )  # workers import this module too, without torch
+    from rayembed.jobs.teacher import teacher_wording
 
     arguments = {
         "rows": str(mining.rows.folder),
         "corpus": str(mining.corpus.folder),
         "chosen": str(chosen),
         "sample": sorted(sample),
+        "wording": (wording := teacher_wording(mining.experiment)) and asdict(wording),
     }
     sizes = sizes_of_parts(np.full(len(sample), mining.config.negative_number + 1), ROWS_PER_PART)
-    source = PairSource("rayembed.jobs.judging:ChosenPairs", arguments, len(sizes), sizes)
+    source = PairSource("rayembed.jobs.judging:ChosenPairs", arguments, len(sizes), sizes, worded=True)
     return score_pairs(mining.experiment, source, what="judge a sample").folder

@@ -11,9 +11,11 @@ from pathlib import Path
 from rayembed.config import Experiment
 from rayembed.config.jobs import MergeConfig
 from rayembed.jobs.folders import RECORD, Reads, state, written_once
+from rayembed.models.adapters import check_folders, merge_folders
 from rayembed.models.export import max_seq_length
 from rayembed.models.loading import load_config, pooling_of, weights_fingerprint
-from rayembed.models.merging import check_adapters, merge_adapters, tokens_of_adapters
+from rayembed.models.merging import tokens_of_adapters
+from rayembed.models.settings_file import settings_of
 from rayembed.models.trained import build_model, build_tokenizer, save_model
 
 WHOLE = "whole"  # folder that is gone at the end
@@ -66,7 +68,7 @@ def _section(experiment: Experiment) -> MergeConfig:
             "a reranker-encoder takes no adapters: what its head gives is no vector a token that merging could be "
             "checked by; set model.family to what the adapters were trained on"
         )
-    check_adapters(experiment.merge.adapters, setting="merge.adapters")
+    check_folders(experiment.merge.adapters, setting="merge.adapters")
     load_config(experiment.model.name_or_path, trust_remote_code=experiment.model.trust_remote_code)
     return experiment.merge
 
@@ -74,14 +76,14 @@ def _section(experiment: Experiment) -> MergeConfig:
 def _reads(experiment: Experiment, config: MergeConfig) -> Reads:
     """What the folder depends on: weights by themselves, and what is written beside them."""
     model = asdict(experiment.model)
-    sections = {name: getattr(experiment, name) for name in ("m3", "icl", "reranker")}
     return {
         "weights": weights_fingerprint(experiment.model.name_or_path),
         "adapters": [weights_fingerprint(folder) for folder in config.adapters],
         "model": {key: value for key, value in model.items() if key not in ("name_or_path", "dropout")},
         "pooling": pooling_of(experiment.model),
         "max_seq_length": max_seq_length(experiment),
-        **{name: asdict(section) for name, section in sections.items() if section is not None},
+        **{name: asdict(section) for name, section in experiment.family_sections().items() if name != "lora"},
+        "settings": settings_of(experiment),
     }
 
 
@@ -92,7 +94,7 @@ def _merge(experiment: Experiment, config: MergeConfig, folder: Path) -> None:
     tokens = tokens_of_adapters(experiment, config.adapters)
     plain = replace(experiment, lora=None, model=replace(experiment.model, additional_special_tokens=tokens))
     model = build_model(plain)
-    model.backbone = merge_adapters(model.backbone, config.adapters)  # type: ignore[arg-type] # a module
+    model.backbone = merge_folders(model.backbone, config.adapters)  # type: ignore[arg-type] # a module
     save_model(model, build_tokenizer(plain), plain, folder / WHOLE)
     for path in (folder / WHOLE).iterdir():
         path.rename(folder / path.name)

@@ -24,12 +24,12 @@ from rayembed.jobs.folders import Reads, state, written_once
 from rayembed.jobs.judging import judge
 from rayembed.jobs.mined_rows import write_rows
 from rayembed.jobs.miner import miner
-from rayembed.jobs.pairs import check_teacher, teacher_reads
 from rayembed.jobs.passed_through import in_words, passed_through, retrieval_rows
 from rayembed.jobs.pools import Mining, absent_positives, make_pools, window
 from rayembed.jobs.ranking import search_shards
 from rayembed.jobs.recall import measure_recall
 from rayembed.jobs.session import check_gpus, ray_session
+from rayembed.jobs.teacher import check_teacher, teacher_reads
 from rayembed.jobs.vector_files import Vectors
 from rayembed.jobs.vectors import Wanted, encode_stores, encoding_reads
 from rayembed.mining.audit import figures, table
@@ -166,7 +166,8 @@ def _check_models(experiment: Experiment, config: MineConfig) -> None:
     for side, given in (("query", config.query_embeddings), ("passage", config.corpus_embeddings)):
         if not given:
             remote = own.model.trust_remote_code
-            check_length(own.model.name_or_path, own.max_len(side), f"{side}_max_len", trust_remote_code=remote)
+            setting = f"encode.{side}_max_len"
+            check_length(own.model.name_or_path, own.max_len(side), setting, trust_remote_code=remote)
     if _judge_of_audit(experiment, config) is not None:
         check_teacher(experiment)
 

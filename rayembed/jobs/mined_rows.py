@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from rayembed.jobs.pool_files import Chosen, Pools, known
 from rayembed.jobs.pools import Mining, Passages, window
 from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.units import Work, run_units
+from rayembed.jobs.wording import RowTexts
 from rayembed.mining.audit import Mined, Negative, example_rows, part_audit, summed
 from rayembed.mining.filters import filters_of
 
@@ -45,10 +46,13 @@ def write_rows(
     Returns:
         The audit of all rows, and counts for stats.json.
     """
+    from rayembed.jobs.teacher import teacher_wording  # workers import this module too, without torch
+
     sample = frozenset[int]()
     if teacher is None and mining.experiment.score is not None:
         sample = _sample(mining)
         teacher = judge_sample(mining, chosen, sample) if sample else None
+    wording = None if teacher is None else teacher_wording(mining.experiment)
     work = Work(
         what="write rows",
         counted="queries",
@@ -61,6 +65,7 @@ def write_rows(
             "pools": str(pools),
             "chosen": str(chosen),
             "teacher": teacher and str(teacher),
+            "wording": wording and asdict(wording),
             "sample": sorted(sample),
         },
         folder=folder,
@@ -109,6 +114,7 @@ class RowWorker:
         pools: str,
         chosen: str,
         teacher: str | None,
+        wording: dict[str, Any] | None,
         sample: list[int],
         threads: int,
         use_gpu: bool,
@@ -119,6 +125,7 @@ class RowWorker:
         self._rows, self._corpus = Store.open(Path(rows)), Store.open(Path(corpus))
         self._pools, self._chosen = Path(pools), Path(chosen)
         self._teacher = PairScores(Path(teacher)) if teacher else None
+        self._texts = RowTexts(wording)
         self._sample = frozenset(sample)
         self._reasons = (*filters_of(self._config), *LATE)
         self._shown = example_rows(self._rows.num_rows, self._experiment.seed)
@@ -153,7 +160,7 @@ class RowWorker:
         texts = [*row["pos"], *(negative.text for negative in negatives)]
         scores: Sequence[float | None] = [None] * len(texts)
         if judged and self._teacher is not None:
-            scores = [known(score) for score in self._teacher.lookup([(row["query"], text) for text in texts])]
+            scores = [known(score) for score in self._teacher.lookup(self._texts.pairs(row, texts))]
         of_negatives = zip(negatives, scores[len(row["pos"]) :], strict=True)
         return Mined(
             query_id=row["query_id"],

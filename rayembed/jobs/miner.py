@@ -1,11 +1,14 @@
 """The embedder that mines: the model that is trained, or another one with its own settings."""
 
 from dataclasses import replace
+from typing import Any
 
 from rayembed.config import Experiment
 from rayembed.config.families import IclConfig
 from rayembed.config.model import ModelConfig
 from rayembed.models.settings_file import embedder_config, read_settings
+
+LENGTHS = ("query_max_len", "passage_max_len")
 
 
 def miner(experiment: Experiment) -> Experiment:
@@ -30,8 +33,20 @@ def miner(experiment: Experiment) -> Experiment:
 def with_embedder(experiment: Experiment, model: ModelConfig) -> Experiment:
     """The experiment with an embedder that is there in the place of the model that is trained.
 
-    Of the sections of families it has what the embedder's rayembed.json says of in-context learning.
+    Of its rayembed.json it has the lengths of texts, where section encode has none, and what is said of in-context
+    learning.
     """
     told = read_settings(model.name_or_path) or {}
     icl = IclConfig(**told["icl"]) if model.family == "icl" and "icl" in told else None
-    return replace(experiment, model=model, m3=None, lora=None, icl=icl, reranker=None, train=None, evaluate=None)
+    lengths: dict[str, Any] = {name: getattr(experiment.encode, name) or told.get(name) for name in LENGTHS}
+    return replace(
+        experiment,
+        model=model,
+        encode=replace(experiment.encode, **lengths),
+        m3=None,
+        lora=None,
+        icl=icl,
+        reranker=None,
+        train=None,
+        evaluate=None,
+    )

@@ -24,14 +24,22 @@ from rayembed.data.storage import fingerprint, whole_folder, working_folder, wri
 from rayembed.data.store import PASSAGES, QUERIES, Store, StoreWriter
 from rayembed.jobs.pair_scores import Keys, Pairs, PairScores, SeenKeys, pair_keys, publish, write_run
 from rayembed.jobs.shipping import received, shipped
-from rayembed.jobs.teacher import embedding_teacher, kind_of_teacher, teacher_reads, teacher_section
+from rayembed.jobs.teacher import (
+    check_teacher,
+    embedding_teacher,
+    kind_of_teacher,
+    passage_length,
+    teacher_reads,
+    teacher_section,
+    teacher_wording,
+    worded_reading,
+)
 from rayembed.jobs.units import Unit, Work, run_units
 from rayembed.jobs.vector_files import Vectors
 from rayembed.jobs.vectors import Wanted, encode_stores
 from rayembed.models.encoding import resolve_dtype, resolve_tokens_per_batch
-from rayembed.models.loading import check_length, load_config
 from rayembed.models.pairs import PairReading
-from rayembed.models.rerankers import check_pair_length, load_reranker, teacher_reading
+from rayembed.models.rerankers import load_reranker, teacher_reading
 from rayembed.tracking.progress import Progress
 
 __all__ = ["PairCounts", "PairScores", "PairSource", "check_teacher", "counted_scores", "score_pairs", "teacher_reads"]
@@ -52,6 +60,9 @@ class PairSource:
 
     sizes: tuple[int, ...]
     """Pairs of each part, at most, for the progress line."""
+
+    worded: bool = False
+    """The pairs are of RowTexts with the `teacher_wording` of the experiment, so nothing is put before them again."""
 
 
 def sizes_of_parts(pairs: NDArray[np.int64], rows: int) -> tuple[int, ...]:
@@ -104,9 +115,11 @@ def counted_scores(
     """As `score_pairs`, with what was found in the cache and what was not."""
     kind = kind_of_teacher(experiment)
     check_teacher(experiment, reading)
-    if kind != "embedder":
-        reading = reading or teacher_reading(teacher_section(experiment))
-    cache = Path(experiment.cache()) / f"pairs-{fingerprint(teacher_reads(experiment, reading))}"
+    cache = Path(experiment.cache()) / f"pairs-{fingerprint(teacher_reads(experiment, reading, worded=source.worded))}"
+    if kind != "embedder" and reading is None:
+        reading = teacher_reading(teacher_section(experiment))
+        if source.worded and teacher_wording(experiment) is not None:
+            reading = worded_reading(reading)
     call = cache / "calls" / fingerprint(asdict(source))
     counts = None
     while True:
@@ -125,33 +138,6 @@ def counted_scores(
             )
         if not resumed:  # what an earlier call planned may be of what the source gave then: a new plan tells
             return PairScores(cache), counts
-
-
-def check_teacher(experiment: Experiment, reading: PairReading | None = None) -> None:
-    """Refuses a teacher that cannot score with these settings, by its configuration alone.
-
-    Args:
-        experiment: section score.
-        reading: how a reranker reads pairs. None: as section score and the model's rayembed.json say.
-
-    Raises:
-        ValueError: it has no positions for score.max_len, or more than one label.
-        FileNotFoundError: there is no checkpoint under its name.
-    """
-    config, kind = teacher_section(experiment), kind_of_teacher(experiment)
-    remote = config.trust_remote_code
-    if kind == "embedder":
-        check_length(config.model, config.longest(), "score.max_len", trust_remote_code=remote)
-        return
-    name = "score.max_len" if reading is None else "data.query_max_len + data.passage_max_len"
-    check_pair_length(config, kind, name, reading=reading)
-    labels = load_config(config.model, trust_remote_code=remote).num_labels
-    if kind == "reranker" and labels != 1:
-        raise ValueError(
-            f"{config.model} has {labels} labels, and a reranker has one score; set "
-            + ("model.name_or_path" if reading is not None else "score.model")
-            + " to another model"
-        )
 
 
 def _remove(folder: Path) -> None:
@@ -365,8 +351,9 @@ def _encoded(experiment: Experiment, source: PairSource, plan: Plan, units: list
         with whole_folder(folder, fresh=True) as working:
             _write_texts(working, PlannedPairs(source, plan.folder), units, experiment.passages_per_unit())
     queries, passages = (Store.open(folder / side) for side in ("queries", "passages"))
-    teacher = embedding_teacher(experiment)
-    wanted = [Wanted(queries, "query"), Wanted(passages, "passage", teacher_section(experiment).longest())]
+    worded = source.worded and teacher_wording(experiment) is not None
+    teacher = embedding_teacher(experiment, worded=worded)
+    wanted = [Wanted(queries, "query"), Wanted(passages, "passage", passage_length(experiment))]
     vectors = dict(zip(("queries", "passages"), encode_stores(teacher, wanted), strict=True))
     return {side: [str(own.folder), str(own.store.folder)] for side, own in vectors.items()}
 

@@ -1,6 +1,7 @@
 """Rankings of a reranker: an embedder finds passages, the reranker scores the best of them and brings them in order."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rayembed.data.store import Store
 from rayembed.jobs.miner import with_embedder
 from rayembed.jobs.pairs import PairSource, score_pairs, sizes_of_parts
 from rayembed.jobs.shipping import received, shipped
+from rayembed.jobs.teacher import check_teacher
 from rayembed.models.loading import check_length, teacher_kind
 from rayembed.models.pairs import trained_reading
 from rayembed.models.probe import reranker_section
@@ -47,7 +49,41 @@ def check_retriever(experiment: Experiment) -> None:
             f"evaluate.retriever {name} is a classifier of pairs by its config.json; set it to an embedder"
         )
     for side in ("query", "passage"):
-        check_length(name, found.max_len(side), f"{side}_max_len of evaluate.retriever", trust_remote_code=remote)
+        check_length(name, found.max_len(side), f"encode.{side}_max_len", trust_remote_code=remote)
+
+
+def base_of(experiment: Experiment) -> str:
+    """What a trained reranker is to be better than: the model where it is a reranker already, else the retriever."""
+    base = experiment.model.name_or_path
+    if "reranker" in teacher_kind(base, trust_remote_code=experiment.model.trust_remote_code):
+        return base
+    return (experiment.evaluate.retriever if experiment.evaluate is not None else None) or base
+
+
+def check_rerankers(experiment: Experiment, models: Iterable[str]) -> None:
+    """Refuses rerankers that cannot score, by their configurations alone; the retriever may be among the models.
+
+    Raises:
+        ValueError: one has more than one label, or no positions for the lengths of pairs.
+        FileNotFoundError: there is no checkpoint under its name.
+    """
+    assert experiment.evaluate is not None
+    for name in models:
+        if name != experiment.evaluate.retriever:
+            check_teacher(_asked(experiment, name), trained_reading(experiment))
+
+
+def _asked(experiment: Experiment, model: str) -> Experiment:
+    """The experiment with a reranker as its teacher."""
+    return replace(
+        experiment,
+        score=reranker_section(experiment, model),
+        output_dir=os.path.join(experiment.output_dir, "evaluate"),  # a teacher is not the model that is trained
+        cache_dir=experiment.cache(),
+        train=None,
+        mine=None,
+        evaluate=None,
+    )
 
 
 def pair_scores(
@@ -72,16 +108,7 @@ def pair_scores(
     lengths = np.array([len(own) for own in candidates])
     sizes = sizes_of_parts(lengths, QUERIES_PER_PART)
     source = PairSource("rayembed.jobs.rerank:CandidatePairs", arguments, len(sizes), sizes)
-    asked = replace(
-        experiment,
-        score=reranker_section(experiment, model),
-        output_dir=os.path.join(experiment.output_dir, "evaluate"),  # a teacher is not the model that is trained
-        cache_dir=experiment.cache(),
-        train=None,
-        mine=None,
-        evaluate=None,
-    )
-    known = score_pairs(asked, source, what="rerank", reading=trained_reading(experiment))
+    known = score_pairs(_asked(experiment, model), source, what="rerank", reading=trained_reading(experiment))
     maker = CandidatePairs(**arguments)
     found = np.concatenate([known.lookup(maker.pairs(part)) for part in range(len(sizes))])
     return np.split(found, np.cumsum(lengths)[:-1])

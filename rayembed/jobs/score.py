@@ -7,31 +7,52 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from rayembed.config import Experiment
 from rayembed.data.storage import write_atomic
 from rayembed.data.store import Row, Store
-from rayembed.data.tasks import OF_OWN_KIND
 from rayembed.jobs.folders import Reads, state, written_once
 from rayembed.jobs.inputs import planned_rows, training_rows
 from rayembed.jobs.pairs import PairCounts, PairScores, PairSource, counted_scores, sizes_of_parts
-from rayembed.jobs.passed_through import in_words, of_own_kind, passed_through, row_line, write_lines
+from rayembed.jobs.passed_through import (
+    in_words,
+    passed_through,
+    retrieval_rows,
+    row_line,
+    units_with_others,
+    with_others,
+    write_lines,
+)
 from rayembed.jobs.score_stats import added, distribution, summary, warnings
 from rayembed.jobs.session import ray_session
-from rayembed.jobs.teacher import kind_of_teacher, teacher_reads, teacher_section
-from rayembed.jobs.units import Unit, Work, run_units
+from rayembed.jobs.teacher import check_teacher, kind_of_teacher, teacher_reads, teacher_section, teacher_wording
+from rayembed.jobs.units import Work, run_units
+from rayembed.jobs.wording import RowTexts, Wording
 
 logger = logging.getLogger(__name__)
 SIDES = ("pos", "neg")
 COUNTS = "pairs.json"
 ROWS_PER_PART = 1024  # of the pairs: not of the rows' store, whose cut must not decide which pairs share a batch
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is scored."""
+
+    everything: Store
+    """All training rows, in their order."""
+
+    rows: Store
+    """Those of retrieval; the others pass through."""
+
+    passed: dict[str, int]
+    """How many rows of each dataset pass through."""
 
 
 def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
@@ -43,93 +64,102 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
 
     Returns:
         OUTPUT_DIR/score: the same rows with pos_scores and neg_scores, and stats.json.
+
+    Raises:
+        ValueError: the data have errors, the teacher cannot score, or the folder was scored from something else.
     """
-    teacher_section(experiment)
-    rows, _ = training_rows(experiment, after=("mine",))
-    passed = passed_through(rows, "score")
+    check_teacher(experiment)
+    data = _data(experiment, training_rows(experiment, after=("mine",))[0])
 
     def write(folder: Path) -> None:
         with ray_session(experiment.ray):
-            _score(experiment, rows, passed, folder)
+            _score(experiment, data, folder)
 
     final = Path(experiment.output_dir) / "score"
-    reads = _reads(experiment, rows)
-    return written_once(final, reads, write, overwrite=overwrite, experiment=experiment, layout=rows.layout)
+    reads = _reads(experiment, data.everything)
+    return written_once(final, reads, write, overwrite=overwrite, experiment=experiment, layout=data.rows.layout)
 
 
 def plan(experiment: Experiment) -> str:
     """What `run` would do."""
     config = teacher_section(experiment)
-    rows, source = planned_rows(experiment, after=("mine",))
-    where = state(Path(experiment.output_dir) / "score", _reads(experiment, rows))
-    pairs, passed = sum(row_pairs(rows).sizes), passed_through(rows, "score")
-    others = f"{in_words(passed)}; " if passed else ""
+    everything, source = planned_rows(experiment, after=("mine",))
+    data = _data(experiment, everything)
+    where = state(Path(experiment.output_dir) / "score", _reads(experiment, everything))
+    pairs = sum(row_pairs(data.rows, teacher_wording(experiment)).sizes)
+    others = f"{in_words(data.passed)}; " if data.passed else ""
     return (
-        f"score: {rows.num_rows - sum(passed.values()):,} rows of {source}, at most {pairs:,} pairs, by "
+        f"score: {data.rows.num_rows:,} rows of {source}, at most {pairs:,} pairs, by "
         f"{config.model} ({kind_of_teacher(experiment)}); {others}{where}"
     )
+
+
+def _data(experiment: Experiment, everything: Store) -> Data:
+    passed = passed_through(everything, "score")
+    rows = retrieval_rows(everything, Path(experiment.cache()), experiment.encode.queries_per_unit)
+    return Data(everything, rows, passed)
 
 
 def _reads(experiment: Experiment, rows: Store) -> Reads:
     return {"rows": rows.fingerprint, **teacher_reads(experiment)}
 
 
-def row_pairs(rows: Store) -> PairSource:
-    """Every query with its positives and its negatives, of rows of retrieval."""
+def row_pairs(rows: Store, wording: Wording | None) -> PairSource:
+    """Every query with its positives and its negatives.
+
+    Args:
+        rows: of retrieval alone, so that the others do not decide which pairs share a batch.
+        wording: of the teacher.
+    """
     pairs = [np.empty(0, np.int64)]
-    for table in rows.iter_parts([*SIDES, "type"]):
-        both = sum(pc.list_value_length(table.column(side)).to_numpy() for side in SIDES)
-        pairs.append(np.where(of_own_kind(table), 0, both))
+    for table in rows.iter_parts([*SIDES]):
+        pairs.append(sum(pc.list_value_length(table.column(side)).to_numpy() for side in SIDES))
     sizes = sizes_of_parts(np.concatenate(pairs), ROWS_PER_PART)
-    arguments = {"rows": str(rows.folder), "fingerprint": rows.fingerprint}
-    return PairSource("rayembed.jobs.score:RowPairs", arguments, len(sizes), sizes)
+    told = None if wording is None else asdict(wording)
+    arguments = {"rows": str(rows.folder), "fingerprint": rows.fingerprint, "wording": told}
+    return PairSource("rayembed.jobs.score:RowPairs", arguments, len(sizes), sizes, worded=True)
 
 
 class RowPairs:
     """Pairs of ROWS_PER_PART training rows, row by row: the positives, then the negatives."""
 
-    def __init__(self, *, rows: str, fingerprint: str) -> None:
-        self._rows = Store.open(Path(rows))
+    def __init__(self, *, rows: str, fingerprint: str, wording: dict[str, Any] | None) -> None:
+        self._rows, self._texts = Store.open(Path(rows)), RowTexts(wording)
         assert self._rows.fingerprint == fingerprint
 
     def pairs(self, part: int) -> list[tuple[str, str]]:
         """All of a part, which is none of the rows' store."""
         last = min((part + 1) * ROWS_PER_PART, self._rows.num_rows)
-        rows = self._rows.take(np.arange(part * ROWS_PER_PART, last), ["query", *SIDES, "type"]).to_pylist()
-        return _pairs(rows)
+        rows = self._rows.take(np.arange(part * ROWS_PER_PART, last), ["query", "prompt", "type", *SIDES]).to_pylist()
+        return _pairs(rows, self._texts)
 
 
-def _pairs(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    return [
-        (row["query"], text) for row in rows if row["type"] not in OF_OWN_KIND for side in SIDES for text in row[side]
-    ]
+def _pairs(rows: Sequence[Row], texts: RowTexts) -> list[tuple[str, str]]:
+    return [pair for row in rows for pair in texts.pairs(row, [*row["pos"], *row["neg"]])]
 
 
-def _score(experiment: Experiment, rows: Store, passed: dict[str, int], folder: Path) -> None:
-    scores, counts = counted_scores(experiment, row_pairs(rows), what="score")
+def _score(experiment: Experiment, data: Data, folder: Path) -> None:
+    source = row_pairs(data.rows, teacher_wording(experiment))
+    scores, counts = counted_scores(experiment, source, what="score")
     if not (folder / COUNTS).exists():  # a resumed job finds in the cache what it has scored itself
         write_atomic(folder / COUNTS, json.dumps(asdict(counts)).encode())
     work = Work(
         what="write scores",
         counted="queries",
         worker="rayembed.jobs.score:WriteWorker",
-        arguments={"rows": str(rows.folder), "scores": str(scores.folder)},
+        arguments={
+            "everything": str(data.everything.folder),
+            "rows": str(data.rows.folder),
+            "scores": str(scores.folder),
+            "wording": source.arguments["wording"],
+        },
         folder=folder,
     )
-    units = [
-        Unit(
-            f"part-{i:05d}",
-            part.num_rows,
-            {"part": i},
-            f"rows {part.first_row} to {part.first_row + part.num_rows - 1}",
-        )
-        for i, part in enumerate(rows.parts)
-    ]
-    parts = run_units(units, work, experiment.ray, use_gpu=False)
+    parts = run_units(units_with_others(data.everything, data.rows), work, experiment.ray, use_gpu=False)
     stats = _stats(experiment, PairCounts(**json.loads((folder / COUNTS).read_text())), parts)
-    stats["passed_through"] = passed
-    if passed:
-        logger.info("score: %s", in_words(passed))
+    stats["passed_through"] = data.passed
+    if data.passed:
+        logger.info("score: %s", in_words(data.passed))
     for warning in stats["warnings"]:
         logger.warning("score: %s", warning)
     write_atomic(folder / "stats.json", json.dumps(stats, indent=1).encode())
@@ -158,13 +188,16 @@ def _stats(experiment: Experiment, counts: PairCounts, parts: list[dict[str, Any
 class WriteWorker:
     """Writes parts of the rows with the scores that are in the cache."""
 
-    def __init__(self, *, rows: str, scores: str, threads: int, use_gpu: bool) -> None:
-        self._rows, self._scores = Store.open(Path(rows)), PairScores(Path(scores))
+    def __init__(
+        self, *, everything: str, rows: str, scores: str, wording: dict[str, Any] | None, threads: int, use_gpu: bool
+    ) -> None:
+        self._everything, self._rows = Store.open(Path(everything)), Store.open(Path(rows))
+        self._scores, self._texts = PairScores(Path(scores)), RowTexts(wording)
 
     def __call__(self, spec: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
-        """Writes one part."""
+        """Writes one part, with the rows that pass through before, between and after its own."""
         table = self._rows.read_part(spec["part"]).to_pylist()
-        pairs = _pairs(table)
+        pairs = _pairs(table, self._texts)
         scores = self._scores.lookup(pairs)
         missing = np.flatnonzero(np.isnan(scores))
         if missing.size:
@@ -172,33 +205,21 @@ class WriteWorker:
                 f"{missing.size} of {len(pairs)} pairs have no score in {self._scores.folder}, among them query "
                 f"{pairs[missing[0]][0][:80]!r}; the cache was changed meanwhile, run the job again"
             )
-        scored = [row for row in table if row["type"] not in OF_OWN_KIND]
-        ends = np.cumsum([len(row["pos"]) + len(row["neg"]) for row in scored], dtype=np.int64)
-        return write_scored(table, np.split(scores, ends)[:-1], folder / f"{name}.jsonl")
+        ends = np.cumsum([len(row["pos"]) + len(row["neg"]) for row in table], dtype=np.int64)
+        scored = [_with_scores(row, own.tolist()) for row, own in zip(table, np.split(scores, ends)[:-1], strict=True)]
+        lines = with_others(self._everything, spec["first"], spec["last"], map(row_line, scored))
+        write_lines(folder / f"{name}.jsonl", lines)
+        return _counts(scored)
 
 
-def write_scored(table: list[Row], scores: Sequence[NDArray[np.float32]], path: Path) -> dict[str, Any]:
-    """Writes training rows with their scores.
+def _with_scores(row: Row, scores: list[float]) -> Row:
+    """A row with its positives' and then its negatives' scores."""
+    first = len(row["pos"])
+    return {**row, "pos_scores": scores[:first], "neg_scores": scores[first:]}
 
-    Args:
-        table: the rows.
-        scores: of each row of retrieval, its positives' and then its negatives'; the other rows stay as they are.
-        path: of the jsonl file.
 
-    Returns:
-        For stats.json: rows that were scored, those with a positive on top, the distributions of both sides' scores.
-    """
-    lines, agree, of_rows = [], 0, iter(scores)
-    sides: dict[str, list[float]] = {"pos": [], "neg": []}
-    for row in table:
-        if row["type"] in OF_OWN_KIND:
-            lines.append(row_line(row))
-            continue
-        own = next(of_rows)
-        pos, neg = own[: len(row["pos"])].tolist(), own[len(row["pos"]) :].tolist()
-        lines.append(row_line({**row, "pos_scores": pos, "neg_scores": neg}))
-        sides["pos"] += pos
-        sides["neg"] += neg
-        agree += max(pos) >= max(neg, default=-math.inf)
-    write_lines(path, lines)
-    return {"rows": len(scores), "agree": agree, **{side: distribution(values) for side, values in sides.items()}}
+def _counts(rows: Sequence[Row]) -> dict[str, Any]:
+    """For stats.json: rows, those with a positive on top, the distributions of both sides' scores."""
+    agree = sum(max(row["pos_scores"]) >= max(row["neg_scores"], default=-math.inf) for row in rows)
+    sides = {side: distribution([score for row in rows for score in row[f"{side}_scores"]]) for side in SIDES}
+    return {"rows": len(rows), "agree": agree, **sides}

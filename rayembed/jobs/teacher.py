@@ -1,4 +1,4 @@
-"""The teacher of section score: what it is, and what its scores depend on."""
+"""The teacher of section score: what it is, how texts are put to it, and what its scores depend on."""
 
 from dataclasses import asdict, replace
 from typing import Any
@@ -7,10 +7,12 @@ from rayembed.config import Experiment
 from rayembed.config.score import ScoreConfig
 from rayembed.jobs.miner import with_embedder
 from rayembed.jobs.vectors import PROMPTS, batching_reads
-from rayembed.models.loading import pooling_of, teacher_kind, weights_fingerprint
+from rayembed.jobs.wording import Wording
+from rayembed.models.families import FAMILIES
+from rayembed.models.loading import check_length, load_config, pooling_of, teacher_kind, weights_fingerprint
 from rayembed.models.pairs import PairReading
-from rayembed.models.rerankers import teacher_reading
-from rayembed.models.settings_file import embedder_config
+from rayembed.models.rerankers import check_pair_length, teacher_reading
+from rayembed.models.settings_file import embedder_config, read_settings
 
 SIDES = ("query", "passage")
 
@@ -34,20 +36,83 @@ def kind_of_teacher(experiment: Experiment) -> str:
     return teacher_kind(config.model, trust_remote_code=config.trust_remote_code)
 
 
-def teacher_reads(experiment: Experiment, reading: PairReading | None = None) -> dict[str, Any]:
+def check_teacher(experiment: Experiment, reading: PairReading | None = None) -> None:
+    """Refuses a teacher that cannot score with these settings, by its configuration alone.
+
+    Args:
+        experiment: section score.
+        reading: how a reranker reads pairs. None: as section score and the model's rayembed.json say.
+
+    Raises:
+        ValueError: it has no positions for score.max_len, or more than one label.
+        FileNotFoundError: there is no checkpoint under its name.
+    """
+    config, kind = teacher_section(experiment), kind_of_teacher(experiment)
+    remote = config.trust_remote_code
+    if kind == "embedder":
+        check_length(config.model, passage_length(experiment), "score.max_len", trust_remote_code=remote)
+        return
+    name = "score.max_len" if reading is None else "data.query_max_len + data.passage_max_len"
+    check_pair_length(config, kind, name, reading=reading)
+    labels = load_config(config.model, trust_remote_code=remote).num_labels
+    if kind == "reranker" and labels != 1:
+        raise ValueError(
+            f"{config.model} has {labels} labels, and a reranker has one score; set "
+            + ("model.name_or_path" if reading is not None else "score.model")
+            + " to another model"
+        )
+
+
+def teacher_wording(experiment: Experiment) -> Wording | None:
+    """What the teacher wants before texts of training rows; None where it was not trained here.
+
+    The pairs of such a teacher are put as training puts them, with the rows' prompts, and it reads them as they are. A
+    foreign teacher knows no prompts of rows: it is told its own instruction before every text.
+    """
+    config, kind = teacher_section(experiment), kind_of_teacher(experiment)
+    told = read_settings(config.model)
+    if told is None or FAMILIES[told["family"]].reads != ("texts" if kind == "embedder" else "pairs"):
+        return None
+    if kind == "embedder":
+        model = embedding_teacher(experiment).model
+        own = {f"{side}_instruction": getattr(model, f"{side}_instruction_for_retrieval") for side in SIDES}
+        own |= {f"{side}_instruction_format": getattr(model, f"{side}_instruction_format") for side in SIDES}
+    else:
+        reading = teacher_reading(config)
+        names = [f"{side}_instruction{end}" for side in SIDES for end in ("", "_format")]
+        own = {name: getattr(reading, name) for name in names}
+    return Wording(**own, prompt_format=told["query_instruction_format"])
+
+
+def worded_reading(reading: PairReading) -> PairReading:
+    """How a reranker reads pairs that have their instructions already."""
+    return replace(reading, query_instruction=None, passage_instruction=None)
+
+
+def passage_length(experiment: Experiment) -> int:
+    """Tokens that an embedder that teaches keeps of a passage: score.max_len, else as in its training, else 512."""
+    config = teacher_section(experiment)
+    told = (read_settings(config.model) or {}) if config.max_len is None else {}
+    return int(told.get("passage_max_len") or config.longest())
+
+
+def teacher_reads(experiment: Experiment, reading: PairReading | None = None, *, worded: bool = True) -> dict[str, Any]:
     """What a teacher's scores depend on beside the pairs, for the record of a job and the cache's name.
 
     Args:
         experiment: section score.
         reading: how a reranker reads pairs. None: as section score and the model's rayembed.json say.
+        worded: pairs are of RowTexts with `teacher_wording`; it is not asked where `reading` is given.
     """
     config, kind = teacher_section(experiment), kind_of_teacher(experiment)
+    wording = teacher_wording(experiment) if worded and reading is None else None
     reads: dict[str, Any] = {
         "kind": kind,
         "weights": weights_fingerprint(config.model),
-        "max_len": config.longest(),
+        "max_len": passage_length(experiment),
         "dtype": experiment.encode.dtype,
         **batching_reads(experiment),
+        **({} if wording is None else {"wording": asdict(wording)}),
     }
     if kind == "embedder":
         teacher = embedding_teacher(experiment)
@@ -58,7 +123,7 @@ def teacher_reads(experiment: Experiment, reading: PairReading | None = None) ->
             family["icl"] = asdict(teacher.icl)
         return {
             **reads,
-            "query_max_len": experiment.max_len("query"),
+            "query_max_len": teacher.max_len("query"),
             "pooling": pooling_of(model),
             "model": own,
             **family,
@@ -74,8 +139,13 @@ def teacher_reads(experiment: Experiment, reading: PairReading | None = None) ->
     return reads if kind == "reranker" else {**reads, "prompt": found.prompt}
 
 
-def embedding_teacher(experiment: Experiment) -> Experiment:
-    """The experiment with the embedder that teaches in the place of the model: its weights, pooling and prompts."""
+def embedding_teacher(experiment: Experiment, *, worded: bool = False) -> Experiment:
+    """The experiment with the embedder that teaches in the place of the model: its weights, pooling and prompts.
+
+    Args:
+        experiment: section score.
+        worded: it reads texts that have their instructions already.
+    """
     config = teacher_section(experiment)
     model = embedder_config(
         config.model,
@@ -84,4 +154,13 @@ def embedding_teacher(experiment: Experiment) -> Experiment:
         passage_instruction=config.passage_instruction_for_retrieval,
         trust_remote_code=config.trust_remote_code,
     )
-    return with_embedder(replace(experiment, mine=None), model)
+    found = with_embedder(replace(experiment, mine=None), model)
+    if not worded:
+        return found
+    icl = found.icl
+    if icl is not None:  # its examples are put here, not by RowTexts
+        before = model.query_instruction_for_retrieval
+        examples = [replace(one, instruct=one.instruct or before) for one in icl.examples_for_task]
+        icl = replace(icl, examples_for_task=examples)
+    bare = replace(model, query_instruction_for_retrieval=None, passage_instruction_for_retrieval=None)
+    return replace(found, model=bare, icl=icl)

@@ -2,14 +2,17 @@
 
 import logging
 import os
+import re
 import tempfile
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray.train
 import ray.train.torch
 import torch
+from ray.train.torch import TorchConfig
 
 from rayembed.config import Experiment
 from rayembed.config.deepspeed import deepspeed_settings
@@ -19,7 +22,7 @@ from rayembed.data.plan import total_batches
 from rayembed.data.storage import working_folder
 from rayembed.data.store import Store
 from rayembed.jobs import estimates
-from rayembed.jobs.folders import Reads, state, written_once
+from rayembed.jobs.folders import ChangedError, Reads, state, written_once
 from rayembed.jobs.inputs import check_rows, planned_batches, planned_rows, training_rows
 from rayembed.jobs.session import log_from_worker, ray_session
 from rayembed.jobs.shipping import received, shipped
@@ -31,7 +34,11 @@ from rayembed.models.pairs import pair_layout, trained_reading
 from rayembed.models.probe import reranker_section
 from rayembed.models.rerankers import check_classifier, check_pair_length
 from rayembed.models.trained import build_tokenizer
+from rayembed.training.leaving import watch_sigterm
 from rayembed.training.objective import negatives_per_query
+
+if TYPE_CHECKING:
+    from rayembed.training.engine import Engine
 
 logger = logging.getLogger(__name__)
 OF_BATCHES = (  # settings of section data that decide what is in a batch
@@ -39,11 +46,14 @@ OF_BATCHES = (  # settings of section data that decide what is in a batch
     *("same_dataset_within_batch", "mixing", "mixing_temperature", "no_duplicates_within_batch", "length_grouping"),
     "batch_size_by_length",
 )
-OF_FAMILIES = ("m3", "lora", "icl", "reranker")  # sections that change what is trained
 
 
 class TrainingError(RuntimeError):
     """Training stopped before its end; its last checkpoint is kept."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written; the one before it is kept."""
 
 
 def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
@@ -72,7 +82,10 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
 
     if final.exists() and not (final.parent / "model").is_dir():
         final.rename(working_folder(final))  # the model was removed: its last steps are done again from a checkpoint
-    return written_once(final, _reads(experiment, rows), write, overwrite=overwrite, experiment=experiment)
+    try:
+        return written_once(final, _reads(experiment, rows), write, overwrite=overwrite, experiment=experiment)
+    except ChangedError as error:
+        raise ChangedError(f"{error}{_on_other_workers(str(error))}") from None
 
 
 def plan(experiment: Experiment) -> str:
@@ -89,11 +102,12 @@ def plan(experiment: Experiment) -> str:
     )
     negatives = sorted({negatives_per_query(experiment, dataset) for dataset in datasets.items})
     where = state(Path(experiment.output_dir) / "train", _reads(experiment, rows))
+    cached = " (grad_cache: one chunk of a batch at a time)" if config.grad_cache else ""
     return (
         f"train: {rows.num_rows:,} rows of {source}, {batches.batches_per_epoch:,} batches of "
         f"{batches.global_batch_size:,} queries an epoch on {experiment.ray.num_workers} workers, "
-        f"{total // config.gradient_accumulation_steps:,} steps, {' or '.join(map(str, negatives))} negatives a query; "
-        f"{estimates.training(experiment, rows, total)}; {where}"
+        f"{total // config.gradient_accumulation_steps:,} steps, {' or '.join(map(str, negatives))} negatives a query"
+        f"{cached}; {estimates.training(experiment, rows, total)}; {where}"
     )
 
 
@@ -146,20 +160,55 @@ def _section(experiment: Experiment) -> TrainConfig:
 
 def _reads(experiment: Experiment, rows: Store) -> Reads:
     config = _section(experiment)
-    not_the_result = {"save_steps", "save_total_limit", "logging_steps", "deepspeed"}
-    data = asdict(experiment.data)
+    not_the_result = {"save_steps", "save_minutes", "save_total_limit", "logging_steps", "deepspeed", *_OF_A_WORKER}
+    data, settings = asdict(experiment.data), deepspeed_settings(experiment)
     return {
         "rows": rows.fingerprint,
         "weights": weights_fingerprint(experiment.model.name_or_path),
         "model": {**asdict(experiment.model), "pooling": pooling_of(experiment.model), "name_or_path": None},
         "data": {key: data[key] for key in OF_BATCHES},
         "train": {key: value for key, value in asdict(config).items() if key not in not_the_result},
-        "deepspeed": deepspeed_settings(experiment),
+        "deepspeed": {key: value for key, value in settings.items() if key not in _OF_A_WORKER},
         **_adapters_and_guide(experiment),
-        **{name: asdict(found) for name in OF_FAMILIES if (found := getattr(experiment, name)) is not None},
-        "num_workers": experiment.ray.num_workers,
+        **_sections(experiment),
+        **_of_workers(experiment),
         "seed": experiment.seed,
     }
+
+
+_OF_A_WORKER = {"per_device_train_batch_size", "global_batch_size", "train_micro_batch_size_per_gpu"}
+
+
+def _of_workers(experiment: Experiment) -> Reads:
+    """What the number of workers changes: nothing, where it leaves batches and their negatives as they are."""
+    config, data = _section(experiment), experiment.data
+    found: Reads = {"global_batch_size": experiment.global_batch_size()}
+    own_sizes = bool(data.batch_size_by_length) or any(entry.batch_size is not None for entry in data.datasets)
+    half = config.per_device_train_batch_size % 2 == 1  # symmetric types have half of a worker's batch, rounded
+    if not config.negatives_cross_device or (config.global_batch_size is None and (own_sizes or half)):
+        found["num_workers"] = experiment.ray.num_workers
+    return found
+
+
+def _on_other_workers(message: str) -> str:
+    """What to set to go on with another number of workers, where that is what was refused."""
+    size = re.search(r"^ *global_batch_size: was (\d+), is \d+", message, re.MULTILINE)
+    if size is not None:
+        return f". To go on with another ray.num_workers, keep the batches: set train.global_batch_size to {size[1]}"
+    if re.search(r"^ *num_workers: was", message, re.MULTILINE) is not None:
+        return (
+            ". A run goes on with another ray.num_workers where train.negatives_cross_device is true and batch sizes "
+            "are those of all workers (train.global_batch_size is set)"
+        )
+    return ""
+
+
+def _sections(experiment: Experiment) -> Reads:
+    """Sections of the family as they are in force: a default that is written out changes nothing."""
+    found = {name: asdict(section) for name, section in experiment.family_sections().items()}
+    if "icl" in found:
+        del found["icl"]["examples_for_task"]  # of mining and evaluation
+    return found
 
 
 def _adapters_and_guide(experiment: Experiment) -> Reads:
@@ -188,9 +237,7 @@ def _fit(experiment: Experiment, tokens: Tokenized, rows: Store, folder: Path) -
             "model_folder": str(out / "model"),
             "probe_texts": _probe_texts(experiment, rows),
         },
-        torch_config=ray.train.torch.TorchConfig(
-            backend="nccl" if resources.use_gpu else "gloo", timeout_s=resources.timeout_s
-        ),
+        torch_config=_TorchConfig(backend="nccl" if resources.use_gpu else "gloo", timeout_s=resources.timeout_s),
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.num_workers,
             use_gpu=resources.use_gpu,
@@ -230,9 +277,47 @@ def _cause(error: BaseException) -> str:
     return "; ".join(reasons) or (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
+class _TorchConfig(TorchConfig):
+    """Torch's process group, and a SIGTERM that asks: the training itself runs in a thread that cannot listen to it."""
+
+    @property
+    def backend_cls(self) -> type[ray.train.backend.Backend]:
+        """What Ray Train does in each worker before training."""
+        theirs: Any = super().backend_cls
+
+        class Listening(theirs):  # type: ignore[misc] # of a class that Ray keeps for itself
+            def on_start(self, worker_group: Any, backend_config: Any) -> None:  # noqa: ANN401 - Ray's own
+                super().on_start(worker_group, backend_config)
+                worker_group.execute(watch_sigterm)
+
+        return Listening
+
+
+def _save(engine: "Engine", state: dict[str, int], *, storage: Path) -> None:
+    """Writes and reports a checkpoint; Ray counts it as one when all workers have done so.
+
+    Raises:
+        CheckpointError: the disk is full, the storage does not answer, or a file could not be written.
+    """
+    step = state["step"]
+    try:
+        with tempfile.TemporaryDirectory() as folder:  # a folder of its own a rank: Ray brings them together
+            engine.save(Path(folder), state)
+            ray.train.report(
+                {"step": step},
+                checkpoint=ray.train.Checkpoint.from_directory(folder),
+                checkpoint_dir_name=f"step-{step:08d}",
+            )
+    except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"the checkpoint of step {step} could not be written by way of {tempfile.gettempdir()} to {storage}: "
+            f"{reason}; the one before it is whole. Make room there, or set TMPDIR or output_dir to a larger disk"
+        ) from error
+
+
 def _worker(settings: dict[str, Any]) -> None:
     """Runs in every Ray Train worker."""
-    from rayembed.training.engine import Engine
     from rayembed.training.loop import Worker, train
 
     log_from_worker()
@@ -240,16 +325,7 @@ def _worker(settings: dict[str, Any]) -> None:
     torch.set_num_threads(experiment.ray.cpus_per_worker)
     context = ray.train.get_context()
     checkpoint = ray.train.get_checkpoint()
-
-    def save(engine: Engine, state: dict[str, int]) -> None:
-        with tempfile.TemporaryDirectory() as folder:  # a folder of its own a rank: Ray brings them together
-            engine.save(Path(folder), state)
-            ray.train.report(
-                {"step": state["step"]},
-                checkpoint=ray.train.Checkpoint.from_directory(folder),
-                checkpoint_dir_name=f"step-{state['step']:08d}",
-            )
-
+    save = partial(_save, storage=Path(settings["train_folder"]) / "checkpoints")
     worker = Worker(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
@@ -260,6 +336,7 @@ def _worker(settings: dict[str, Any]) -> None:
         train_folder=Path(settings["train_folder"]),
         model_folder=Path(settings["model_folder"]),
         probe_texts=tuple(map(tuple, settings["probe_texts"])),
+        notice=lambda: ray.train.get_preemption_info() is not None,
     )
     if checkpoint is None:
         train(experiment, worker, resume_from=None, checkpoint=save)

@@ -139,7 +139,13 @@ def _check_lengths(experiment: Experiment, side: str, length: int, name: str) ->
     icl = icl_section(experiment)
     if side == "query" and icl is not None and icl.examples_for_task:
         reader = QueryReader(tokenizer_of(experiment.model), icl)
-        length += reader.num_tokens(task_examples(experiment, reader))
+        examples = reader.num_tokens(task_examples(experiment, reader))
+        if examples > icl.examples_max_len:
+            raise ValueError(
+                f"icl.examples_for_task have {examples} tokens, and icl.examples_max_len is {icl.examples_max_len}; "
+                "raise it, or take fewer or shorter examples"
+            )
+        length += examples
         setting += " with icl.examples_for_task"
     check_length(name, length, setting, trust_remote_code=remote)
 

@@ -4,25 +4,22 @@ Source: LoRA (arXiv:2106.09685) as peft implements it.
 """
 
 import importlib.util
-import shutil
+import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedTokenizerBase
 
 from rayembed.config.families import LoraConfig
-from rayembed.config.model import ModelConfig
-from rayembed.models.decoders import set_bidirectional
 from rayembed.models.embedder import Chunk
-from rayembed.models.families import FAMILIES
-from rayembed.models.loading import load_backbone, tokenizer_of
+from rayembed.models.loading import weights_fingerprint
 
+CONFIG, BASE = "adapter_config.json", "adapter_base.json"
+FLAG_TOKENS = "embedding/emb.pth"
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ADAPTER = "default"  # peft's name of the one adapter there is
 MERGE_TOLERANCE = 1e-3  # of a vector's length; float32 is off by about 1e-6, and the cosine by the square of it
@@ -48,16 +45,56 @@ def check_adapter(config: LoraConfig, backbone: nn.Module) -> None:
         raise ModuleNotFoundError(
             "lora.load_in_4bit needs the package bitsandbytes; pip install 'rayembed[qlora]', or set it to false"
         )
-    folders = [("lora.raw_peft", folder) for folder in config.raw_peft]
+    check_folders(config.raw_peft, setting="lora.raw_peft")
     if config.from_peft is not None:
-        folders.append(("lora.from_peft", config.from_peft))
-    for setting, folder in folders:
-        if not (Path(folder) / "adapter_config.json").is_file():
-            raise FileNotFoundError(f"{setting}: {folder} holds no adapter (no adapter_config.json)")
-    if config.from_peft is None:
+        check_folders([config.from_peft], setting="lora.from_peft", before=config.raw_peft)
+    else:
         _, saved = _module_names(backbone, config)
         if config.load_in_4bit:
             _check_saved_in_4bit(backbone, saved)
+
+
+def check_folders(folders: Sequence[str], *, setting: str, before: Sequence[str] = ()) -> None:
+    """Refuses folders that hold nothing to merge, or not all of what was trained; reads no weights.
+
+    Args:
+        folders: of adapters, each put on the model with those before it in its weights.
+        setting: that names them, for messages.
+        before: further ones, which come first.
+
+    Raises:
+        FileNotFoundError: a folder holds no adapter.
+        ValueError: an adapter is of a kind that has no place in a model's weights, or was trained on another base.
+    """
+    merged_already = list(before)
+    for folder in folders:
+        file = Path(folder) / CONFIG
+        if not file.is_file():
+            raise FileNotFoundError(f"{setting}: {folder} holds no adapter (no {CONFIG})")
+        kind = json.loads(file.read_text()).get("peft_type")
+        if kind != "LORA":
+            raise ValueError(f"{setting}: {folder} is of the kind {kind}; allowed: LORA, which weights can take in")
+        if (Path(folder) / FLAG_TOKENS).is_file():
+            raise ValueError(
+                f"{setting}: {folder} has the rows of its new tokens in {FLAG_TOKENS}, a pickle of FlagEmbedding's, "
+                "which is not read here; write its weight into the base's embeddings, and remove the file"
+            )
+        _check_base(folder, merged_already, setting)
+        merged_already.append(folder)
+
+
+def _check_base(folder: str, before: Sequence[str], setting: str) -> None:
+    """Refuses an adapter without those that its base had in its weights."""
+    file = Path(folder) / BASE
+    if not file.is_file():
+        return
+    told = json.loads(file.read_text())
+    if told["fingerprints"] and told["fingerprints"] != [weights_fingerprint(other) for other in before]:
+        needed = ", then ".join(told["raw_peft"])
+        raise ValueError(
+            f"{setting}: the adapter in {folder} was trained on a base with {needed} merged into it, and here comes "
+            f"after {', then '.join(before) or 'nothing'}; put the same before it"
+        )
 
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, backbone: nn.Module, tokens: Sequence[str]) -> list[int]:
@@ -102,9 +139,10 @@ def with_adapter(backbone: nn.Module, config: LoraConfig, *, new_tokens: Sequenc
     """
     model: Any = merge_folders(backbone, config.raw_peft)
     if config.from_peft is not None:
-        adapted = peft.PeftModel.from_pretrained(model, config.from_peft, is_trainable=True)
+        adapted = _loaded(model, config.from_peft, trainable=True)
         _check_tokens(adapted.peft_config[ADAPTER], config.from_peft, new_tokens)
-        return adapted
+        found: nn.Module = adapted
+        return found
     targets, saved = _module_names(model, config)
     embeddings = _embeddings_name(model)
     rows = {embeddings: list(new_tokens)} if new_tokens and embeddings not in saved else None
@@ -176,11 +214,37 @@ def _check_tokens(settings: Any, folder: str, new_tokens: Sequence[int]) -> None
 
 
 def merge_folders(backbone: nn.Module, folders: Sequence[str]) -> nn.Module:
-    """The model with the adapters of the folders merged into it, one after the other."""
+    """The model with the adapters in its weights, one after the other; the given one is used up.
+
+    Args:
+        backbone: of transformers, with rows for all tokens that the adapters were trained with.
+        folders: of adapters.
+
+    Raises:
+        ValueError: an adapter is of another architecture, so that some of it would be left out.
+        MergeError: merging changed vectors.
+    """
     for folder in folders:
-        model: Any = peft.PeftModel.from_pretrained(backbone, folder)
-        backbone = model.merge_and_unload(safe_merge=True)
+        backbone = merged(_loaded(backbone, folder))
     return backbone
+
+
+def _loaded(backbone: nn.Module, folder: str, *, trainable: bool = False) -> Any:  # noqa: ANN401 - of peft
+    """The model with a saved adapter, all of whose weights found their places: peft warns, and goes on without them."""
+    misfit = f"the adapter in {folder} does not fit {type(backbone).__name__}"
+    advice = "set model.name_or_path and model.family to what it was trained on"
+    try:
+        adapted: Any = peft.PeftModel.from_pretrained(backbone, folder, is_trainable=trainable)
+    except KeyError as error:  # rows of tokens
+        raise ValueError(f"{misfit}: {error} has no counterpart; {advice}") from error
+    saved = peft.utils.load_peft_weights(folder, device="cpu")
+    placed = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    there = adapted.state_dict().keys()  # a saved embedding matrix takes the place of the model's
+    lost = sorted({name for name in saved if name not in placed and name not in there})
+    lost += sorted({name for name in placed if "lora_" in name} - saved.keys())
+    if lost:
+        raise ValueError(f"{misfit}: {len(lost)} matrices have no counterpart, among them {lost[0]}; {advice}")
+    return adapted
 
 
 def merged(peft_model: nn.Module, batch: Chunk | None = None) -> nn.Module:
@@ -222,58 +286,24 @@ def _compare(before: Tensor, after: Tensor) -> None:
         )
 
 
-def save_adapter(peft_model: nn.Module, folder: Path, *, base: str) -> None:
-    """Writes adapter_model.safetensors, with the rows of new tokens, and adapter_config.json.
+def save_adapter(peft_model: nn.Module, folder: Path, *, base: str, raw_peft: Sequence[str] = ()) -> None:
+    """Writes adapter_model.safetensors, with the rows of new tokens, adapter_config.json, and what the base had in it.
 
     Args:
         peft_model: from `with_adapter`, with all its weights in this process.
         folder: is made if it is not there; other files in it stay.
         base: name or path of the model that the adapter is for, as whoever loads it is to find it.
+        raw_peft: adapters that were merged into it before this one was trained.
     """
     model: Any = peft_model
     card = folder / "README.md"
     had_card = card.is_file()
     model.peft_config[ADAPTER].base_model_name_or_path = base
     model.save_pretrained(folder, save_embedding_layers=False)  # rows of new tokens, not the matrix, are the adapter's
+    told = {"raw_peft": list(raw_peft), "fingerprints": [weights_fingerprint(other) for other in raw_peft]}
+    (folder / BASE).write_text(json.dumps(told, indent=2) + "\n")
     if not had_card:
         card.unlink(missing_ok=True)  # peft's form with nothing filled in
-
-
-def merge_folder(model: ModelConfig, adapter: Path, out: Path, *, raw_peft: Sequence[str] = ()) -> None:
-    """Merges a saved adapter into its base and writes a folder that loads without peft; it appears whole.
-
-    What else lies in the adapter's folder (tokenizer, files of sentence-transformers) is copied.
-
-    Args:
-        model: the base, its family and `bidirectional`.
-        adapter: folder from `save_adapter`, or any of peft's; new tokens are known by a tokenizer beside it.
-        out: is replaced if it is there.
-        raw_peft: adapters that were merged into the base before this one was trained.
-
-    Raises:
-        MergeError: merging changed the vectors.
-    """
-    backbone = load_backbone(replace(model, dropout=None), getattr(transformers, FAMILIES[model.family].backbone))
-    tokenizer: Any
-    if (adapter / "tokenizer_config.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(adapter, trust_remote_code=model.trust_remote_code)
-    else:
-        tokenizer = tokenizer_of(model)
-    plain: Any = backbone
-    if len(tokenizer) > plain.get_input_embeddings().weight.shape[0]:
-        plain.resize_token_embeddings(len(tokenizer), mean_resizing=False)  # the adapter brings the new rows
-    if model.bidirectional:
-        set_bidirectional(backbone)
-    backbone = merge_folders(backbone, raw_peft)
-    adapted: Any = peft.PeftModel.from_pretrained(backbone, str(adapter))
-    merged_model: Any = merged(adapted)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(adapter, partial, ignore=shutil.ignore_patterns("adapter_*"))
-    merged_model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    shutil.rmtree(out, ignore_errors=True)
-    partial.replace(out)
 
 
 def _probe(backbone: nn.Module) -> Chunk:

@@ -81,6 +81,7 @@ def training_cost(
     zero_stage: int,
     num_workers: int,
     use_gpu: bool,
+    grad_cache: bool = False,
 ) -> Cost:
     """Of training on `tokens` tokens in all.
 
@@ -93,13 +94,14 @@ def training_cost(
         zero_stage: what is spread over the workers: optimiser (1), gradients (2), weights (3).
         num_workers: workers.
         use_gpu: measure on a GPU if there is one here.
+        grad_cache: one more forward pass, and gradients are not spread.
     """
     shape, device = shape_of(config), torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu")
     rate = SHARE_OF_PEAK * operations_per_second(torch.bfloat16 if bf16 else torch.float32, device)
-    passes = 4 if checkpointing else 3
+    passes = 3 + checkpointing + grad_cache
     weights, gradients, optimizer = (
         4 * count * shape.parameters / (num_workers if zero_stage >= stage else 1)
-        for count, stage in ((1, 3), (1, 2), (2, 1))
+        for count, stage in ((1, 3), (1, 4 if grad_cache else 2), (2, 1))
     )
     layers = 2 if checkpointing else shape.layers
     activations = tokens_a_worker_batch * layers * shape.hidden * BYTES_A_TOKEN_LAYER

@@ -100,10 +100,10 @@ def positions(mask: Tensor) -> Tensor:
 
 def takes_positions(backbone: nn.Module) -> bool:
     """Whether the model can be told positions; Bloom and MPT cannot, they count the mask by themselves."""
-    return "position_ids" in inspect.signature(_plain(backbone).forward).parameters
+    return "position_ids" in inspect.signature(plain(backbone).forward).parameters
 
 
-def _plain(backbone: Any) -> Any:  # noqa: ANN401 - one class an architecture
+def plain(backbone: Any) -> Any:  # noqa: ANN401 - one class an architecture
     """The model of transformers, also under an adapter."""
     return backbone.get_base_model() if hasattr(backbone, "get_base_model") else backbone
 
@@ -119,13 +119,13 @@ def set_bidirectional(backbone: nn.Module) -> nn.Module:
     Raises:
         ValueError: the architecture does not follow that configuration.
     """
-    plain = _plain(backbone)
-    if not sees_later_tokens(plain):
-        plain.config.is_causal = False
-        if not sees_later_tokens(plain):
-            del plain.config.is_causal
+    model = plain(backbone)
+    if not sees_later_tokens(model):
+        model.config.is_causal = False
+        if not sees_later_tokens(model):
+            del model.config.is_causal
             raise ValueError(
-                f"model.bidirectional: the attention of {type(plain).__name__} stays causal, whatever its "
+                f"model.bidirectional: the attention of {type(model).__name__} stays causal, whatever its "
                 "configuration says (is_causal: false); set model.bidirectional: false"
             )
     return backbone

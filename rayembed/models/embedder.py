@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from rayembed.models.decoders import positions
-from rayembed.models.pooling import POOLINGS
+from rayembed.models.packing import Segments, packed_inputs
+from rayembed.models.pooling import PACKED_POOLINGS, POOLINGS
 
 
 class Chunk(NamedTuple):
@@ -35,12 +38,91 @@ class Chunk(NamedTuple):
             self.ids.pin_memory(), self.mask.pin_memory(), None if self.types is None else self.types.pin_memory()
         )
 
+    @property
+    def num_texts(self) -> int:
+        """Number n."""
+        return len(self.ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens without padding."""
+        return int(self.mask.sum())
+
+    @property
+    def num_slots(self) -> int:
+        """Tokens with padding, n x t."""
+        return self.ids.numel()
+
+
+class Packed(NamedTuple):
+    """Texts one after the other in one row, without padding. Shapes: n texts, t tokens of all of them."""
+
+    ids: Tensor
+    """[t] int64."""
+
+    places: Tensor
+    """[t] int64, position of each token in its text, from 0."""
+
+    starts: Tensor
+    """[n + 1] int32, where each text begins; the last is t."""
+
+    lengths: tuple[int, ...]
+    """[n], on the host."""
+
+    types: Tensor | None = None
+    """[t] int64, of pairs: which text a token is of. None: not read."""
+
+    def to(self, device: torch.device) -> "Packed":
+        """The same chunk on a device, copied while the device goes on working."""
+        return self._with([None if own is None else own.to(device, non_blocking=True) for own in self._tensors()])
+
+    def pinned(self) -> "Packed":
+        """The same chunk in memory that a GPU copies from by itself."""
+        return self._with([None if own is None else own.pin_memory() for own in self._tensors()])
+
+    def _tensors(self) -> tuple[Tensor | None, ...]:
+        return self.ids, self.places, self.starts, self.types
+
+    def _with(self, tensors: Sequence[Any]) -> "Packed":
+        ids, places, starts, types = tensors
+        return Packed(ids, places, starts, self.lengths, types)
+
+    @property
+    def num_texts(self) -> int:
+        """Number n."""
+        return len(self.lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        """Number t."""
+        return sum(self.lengths)
+
+    @property
+    def num_slots(self) -> int:
+        """The same t: nothing is padded."""
+        return self.num_tokens
+
+    def inputs(self, backbone: nn.Module) -> dict[str, Any]:
+        """What a backbone is called with that `packing.let_pack` has prepared."""
+        told = packed_inputs(backbone, self.ids, self.places, Segments(self.starts, self.lengths))
+        return told if self.types is None else told | {"token_type_ids": self.types[None]}
+
+    def padded(self, rows: Tensor) -> Tensor:
+        """[n, T, ...] from rows [t, ...] for the tokens: each text's own, then zeros up to the longest's length."""
+        return pad_sequence([*torch.split(rows, list(self.lengths))], batch_first=True)
+
+    @property
+    def mask(self) -> Tensor:
+        """[n, T] int64: 1 token, 0 padding, of what `padded` gives."""
+        lengths = self.starts.diff()[:, None]
+        return (torch.arange(max(self.lengths), device=lengths.device) < lengths).long()
+
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Texts as padded chunks. `order[i]` is the row of text i in the chunks put one after the other."""
+    """Texts in chunks. `order[i]` is the row of text i in the chunks put one after the other."""
 
-    chunks: tuple[Chunk, ...]
+    chunks: tuple[Chunk | Packed, ...]
 
     order: Tensor
     """[N] int64."""
@@ -56,18 +138,18 @@ class TokenBatch:
     @property
     def num_tokens(self) -> int:
         """Tokens without padding."""
-        return sum(int(chunk.mask.sum()) for chunk in self.chunks)
+        return sum(chunk.num_tokens for chunk in self.chunks)
 
     @property
     def num_slots(self) -> int:
         """Tokens with padding: what the arithmetic pays for."""
-        return sum(chunk.mask.numel() for chunk in self.chunks)
+        return sum(chunk.num_slots for chunk in self.chunks)
 
 
 class ChunkModel(nn.Module):
     """A model that reads texts chunk by chunk: what it gives for a batch is put together of what it gives for each."""
 
-    def of_chunk(self, chunk: Chunk) -> Any:  # noqa: ANN401 - a tensor, or a dict of some, with a row a text
+    def of_chunk(self, chunk: Chunk | Packed) -> Any:  # noqa: ANN401 - a tensor, or a dict of some, with a row a text
         """What the model gives for the texts of one chunk."""
         raise NotImplementedError
 
@@ -113,23 +195,29 @@ class Embedder(ChunkModel):
         """Vectors [N, D] in float32, in the order of the texts."""
         return torch.cat([self.dense(chunk) for chunk in batch.chunks])[batch.order]
 
-    def of_chunk(self, chunk: Chunk) -> Any:  # noqa: ANN401 - a subclass gives more
+    def of_chunk(self, chunk: Chunk | Packed) -> Any:  # noqa: ANN401 - a subclass gives more
         """Vectors [n, D] in float32."""
         return self.dense(chunk)
 
-    def dense(self, chunk: Chunk) -> Tensor:
+    def dense(self, chunk: Chunk | Packed) -> Tensor:
         """Vectors [n, D] in float32."""
-        return self.pool(self.hidden(chunk), chunk.mask)
+        return self.pool(self.hidden(chunk), chunk)
 
-    def hidden(self, chunk: Chunk) -> Tensor:
-        """Token vectors [n, t, H] of the backbone's last layer."""
+    def hidden(self, chunk: Chunk | Packed) -> Tensor:
+        """Token vectors of the backbone's last layer: [n, t, H], of packed texts [t, H]."""
+        if isinstance(chunk, Packed):
+            row: Tensor = self.backbone(**chunk.inputs(self.backbone)).last_hidden_state
+            return row[0]
         told = {"position_ids": positions(chunk.mask)} if self.told_positions else {}
         hidden: Tensor = self.backbone(input_ids=chunk.ids, attention_mask=chunk.mask, **told).last_hidden_state
         return hidden
 
-    def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Vectors [n, D] in float32 out of token vectors."""
-        vectors = POOLINGS[self.pooling](hidden, mask).float()
+    def pool(self, hidden: Tensor, chunk: Chunk | Packed) -> Tensor:
+        """Vectors [n, D] in float32 out of what `hidden` gives."""
+        if isinstance(chunk, Packed):
+            vectors = PACKED_POOLINGS[self.pooling](hidden, chunk.starts).float()
+        else:
+            vectors = POOLINGS[self.pooling](hidden, chunk.mask).float()
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
 
@@ -155,7 +243,7 @@ def pad_chunks(
         tokens_per_chunk: tokens in a chunk, padding included; a chunk has at least one text. None: no limit.
     """
     multiple = pad_to_multiple_of or 1
-    descending = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    descending = _longest_first(texts)
     chunks, start = [], 0
     while start < len(descending):
         length = -(-len(texts[descending[start]]) // multiple) * multiple
@@ -167,9 +255,56 @@ def pad_chunks(
         kinds = None if types is None else _pad([types[i] for i in rows], length, 0, padding_side)[0]
         chunks.append(Chunk(ids, mask, kinds))
         start += count
-    order = torch.empty(len(texts), dtype=torch.long)
-    order[torch.tensor(descending)] = torch.arange(len(texts))
-    return TokenBatch(tuple(chunks), order)
+    return TokenBatch(tuple(chunks), _order(descending))
+
+
+def pack_chunks(
+    texts: Sequence[Sequence[int]],
+    *,
+    types: Sequence[Sequence[int]] | None = None,
+    texts_per_chunk: int | None = None,
+    tokens_per_chunk: int | None = None,
+) -> TokenBatch:
+    """Token ids of N texts as packed chunks, longest texts first, so that those of equal length lie together.
+
+    Args:
+        texts: token ids of each text, special tokens included; at least one text, none empty.
+        types: of each text, the types of its tokens. None: they have none.
+        texts_per_chunk: texts in a chunk. None: no limit.
+        tokens_per_chunk: tokens in a chunk; a chunk has at least one text. None: no limit.
+    """
+    descending = _longest_first(texts)
+    parts, tokens = list[list[int]](), 0
+    for i in descending:
+        full = parts and tokens_per_chunk is not None and tokens + len(texts[i]) > tokens_per_chunk
+        if not parts or full or len(parts[-1]) == texts_per_chunk:
+            parts.append([])
+            tokens = 0
+        parts[-1].append(i)
+        tokens += len(texts[i])
+    return TokenBatch(tuple(_pack(texts, types, part) for part in parts), _order(descending))
+
+
+def _pack(texts: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None, rows: list[int]) -> Packed:
+    lengths = [len(texts[i]) for i in rows]
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    places = torch.arange(int(starts[-1])) - starts[:-1].repeat_interleave(torch.tensor(lengths))
+    kinds = None if types is None else _joined([types[i] for i in rows])
+    return Packed(_joined([texts[i] for i in rows]), places, starts.int(), tuple(lengths), kinds)
+
+
+def _joined(rows: Sequence[Sequence[int]]) -> Tensor:
+    return torch.from_numpy(np.concatenate(rows).astype(np.int64))
+
+
+def _longest_first(texts: Sequence[Sequence[int]]) -> list[int]:
+    return sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+
+
+def _order(descending: list[int]) -> Tensor:
+    order = torch.empty(len(descending), dtype=torch.long)
+    order[torch.tensor(descending)] = torch.arange(len(descending))
+    return order
 
 
 def _pad(texts: list[Sequence[int]], length: int, pad_token: int, padding_side: str) -> tuple[Tensor, Tensor]:

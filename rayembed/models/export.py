@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from rayembed.config import Experiment
 from rayembed.config.model import ModelConfig
 from rayembed.models.embedder import Embedder
+from rayembed.models.in_context import icl_section
 from rayembed.models.loading import POOLING_FLAGS, dropout_keys, load_config
 from rayembed.models.pair_scorer import PairScorer
 from rayembed.models.settings_file import write_settings
@@ -20,8 +21,11 @@ def max_seq_length(experiment: Experiment) -> int:
     """Tokens that the exported model keeps of a text, or of a pair: the longest it was trained or evaluated with."""
     if experiment.trains_reranker():
         return experiment.data.query_max_len + experiment.data.passage_max_len
-    trained = max(experiment.data.query_max_len, experiment.data.passage_max_len)
-    return max(trained, experiment.max_len("query"), experiment.max_len("passage"))
+    query = max(experiment.data.query_max_len, experiment.max_len("query"))
+    icl = icl_section(experiment)
+    if icl is not None and (icl.max_examples or icl.examples_for_task):
+        query += icl.examples_max_len
+    return max(query, experiment.data.passage_max_len, experiment.max_len("passage"))
 
 
 def save_embedder(

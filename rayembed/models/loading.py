@@ -24,9 +24,9 @@ from rayembed.config.model import ModelConfig
 from rayembed.models.decoders import append_eos, set_bidirectional, takes_positions
 from rayembed.models.embedder import Embedder
 from rayembed.models.families import FAMILIES
+from rayembed.models.packing import first_position
 
 PACKAGE = "package://"
-COUNTED_FROM_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl")  # positions begin after it
 POOLING_FLAGS = {  # of 1_Pooling/config.json
     "cls": "pooling_mode_cls_token",
     "mean": "pooling_mode_mean_tokens",
@@ -146,8 +146,7 @@ def check_length(name_or_path: str, length: int, setting: str, *, trust_remote_c
     positions = getattr(settings, "max_position_embeddings", None)
     if positions is None:
         return
-    if settings.model_type in COUNTED_FROM_PADDING:
-        positions -= int(settings.pad_token_id) + 1
+    positions -= first_position(settings)
     if length > positions:
         raise ValueError(
             f"{setting} is {length}, but {name_or_path} reads texts of at most {positions} tokens; lower it"

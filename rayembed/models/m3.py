@@ -17,7 +17,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from rayembed.models.embedder import Chunk, Embedder, TokenBatch
+from rayembed.models.embedder import Chunk, Embedder, Packed, TokenBatch
 from rayembed.models.loading import resolve
 
 logger = logging.getLogger(__name__)
@@ -74,20 +74,23 @@ class M3Embedder(Embedder):
         representations: dict[str, Tensor] = self.of_batch(batch)
         return representations
 
-    def of_chunk(self, chunk: Chunk) -> dict[str, Tensor]:
+    def of_chunk(self, chunk: Chunk | Packed) -> dict[str, Tensor]:
         """The representations of one chunk; see `represent`."""
         hidden = self.hidden(chunk)
-        outputs = {"dense": self.pool(hidden, chunk.mask)}
+        outputs = {"dense": self.pool(hidden, chunk)}
         if not self.unified:
             return outputs
-        present = chunk.mask.bool()
+        ids, mask = chunk.ids, chunk.mask
+        if isinstance(chunk, Packed):  # after the encoder, whose arithmetic is nearly all there is
+            ids, hidden = chunk.padded(ids), chunk.padded(hidden)
+        present = mask.bool()
         weights = torch.relu(self.sparse_linear(hidden)).squeeze(-1).float()
-        weighted = present & ~torch.isin(chunk.ids, self._unweighted)
-        counted = present & (chunk.mask.cumsum(dim=1) > 1)  # the first token is not column 0 where padding is left
+        weighted = present & ~torch.isin(ids, self._unweighted)
+        counted = present & (mask.cumsum(dim=1) > 1)  # the first token is not column 0 where padding is left
         vectors = self.colbert_linear(hidden).float()
         vectors = F.normalize(vectors, dim=-1) if self.normalize else vectors
         return outputs | {
-            "ids": chunk.ids,
+            "ids": ids,
             "sparse": weights.masked_fill(~weighted, 0),
             "colbert": vectors.masked_fill(~counted.unsqueeze(-1), 0),
             "mask": counted.long(),

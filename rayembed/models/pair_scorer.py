@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rayembed.models.decoders import positions, takes_positions
-from rayembed.models.embedder import Chunk, ChunkModel, TokenBatch
+from rayembed.models.decoders import plain, positions, takes_positions
+from rayembed.models.embedder import Chunk, ChunkModel, Packed, TokenBatch
 
 
 class PairScorer(ChunkModel):
@@ -28,8 +28,10 @@ class PairScorer(ChunkModel):
         logits: Tensor = self.of_batch(batch)
         return logits
 
-    def of_chunk(self, chunk: Chunk) -> Tensor:
+    def of_chunk(self, chunk: Chunk | Packed) -> Tensor:
         """Logits [n] in float32."""
+        if isinstance(chunk, Packed):
+            return (self._classified(chunk) if self.answer is None else self._answered(chunk)).float()
         inputs: dict[str, Any] = {"input_ids": chunk.ids, "attention_mask": chunk.mask}
         if self.answer is None:
             if chunk.types is not None:
@@ -40,3 +42,26 @@ class PairScorer(ChunkModel):
             inputs["position_ids"] = positions(chunk.mask)
         answers: Tensor = self.backbone(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1, self.answer]
         return answers.float()
+
+    def _answered(self, chunk: Packed) -> Tensor:
+        last = chunk.starts[1:].long() - 1
+        inputs = chunk.inputs(self.backbone)
+        logits: Tensor = self.backbone(**inputs, logits_to_keep=last, use_cache=False).logits[0, :, self.answer]
+        return logits
+
+    def _classified(self, chunk: Packed) -> Tensor:
+        """The head reads the first token of each row, so it is given a row for each text, of that token alone."""
+        first = chunk.starts[:-1].long()
+
+        def rows(_encoder: nn.Module, _inputs: Any, outputs: Any) -> Any:  # noqa: ANN401
+            outputs.last_hidden_state = outputs.last_hidden_state[0, first, None]
+            return outputs
+
+        model = plain(self.backbone)
+        whole = getattr(model, model.base_model_prefix)
+        hook = getattr(whole, "encoder", whole).register_forward_hook(rows)  # BERT has its pooler after its encoder
+        try:
+            logits: Tensor = self.backbone(**chunk.inputs(self.backbone)).logits[:, 0]
+        finally:
+            hook.remove()
+        return logits

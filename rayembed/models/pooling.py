@@ -1,4 +1,7 @@
-"""One vector a text out of its token vectors. Shapes: N texts, T tokens, D dimensions."""
+"""One vector a text out of its token vectors. Shapes: N texts, T tokens, D dimensions.
+
+Of packed texts, which lie one after the other, T is that of all of them, and `starts` [N + 1] says where each begins.
+"""
 
 from collections.abc import Callable
 
@@ -24,3 +27,25 @@ def last_token(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cls": cls, "mean": mean, "last_token": last_token}
+
+
+def packed_cls(hidden: Tensor, starts: Tensor) -> Tensor:
+    """The first token of each text: [N, D] from hidden [T, D]."""
+    return hidden[starts[:-1].long()]
+
+
+def packed_mean(hidden: Tensor, starts: Tensor) -> Tensor:
+    """The mean over each text's tokens, in float32: [N, D] from hidden [T, D]."""
+    return torch.segment_reduce(hidden.float(), "mean", lengths=starts.diff().long(), axis=0, unsafe=True)
+
+
+def packed_last_token(hidden: Tensor, starts: Tensor) -> Tensor:
+    """The last token of each text: [N, D] from hidden [T, D]."""
+    return hidden[starts[1:].long() - 1]
+
+
+PACKED_POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cls": packed_cls,
+    "mean": packed_mean,
+    "last_token": packed_last_token,
+}

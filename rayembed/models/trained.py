@@ -106,7 +106,8 @@ def _save_adapted(model: Any, tokenizer: PreTrainedTokenizerBase, experiment: Ex
         final = folder.with_name(ADAPTER)
         partial = final.with_name(final.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        save_adapter(model.backbone, partial, base=experiment.model.name_or_path)
+        base = experiment.model.name_or_path
+        save_adapter(model.backbone, partial, base=base, raw_peft=experiment.lora.raw_peft)
         tokenizer.save_pretrained(partial)  # it knows the new tokens
         partial.replace(final)
         model.backbone = merged(model.backbone, _few_texts(tokenizer))
@@ -124,7 +125,9 @@ def _few_texts(tokenizer: PreTrainedTokenizerBase) -> Chunk:
         *tokenizer.all_special_tokens,
     ]
     found = pad_chunks(tokenize(tokenizer, texts, 64), pad_token=int(tokenizer.pad_token_id), padding_side="right")
-    return found.chunks[0]
+    (chunk,) = found.chunks
+    assert isinstance(chunk, Chunk)
+    return chunk
 
 
 MAKING = {

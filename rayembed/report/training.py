@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +90,8 @@ def _facts(rows: list[dict[str, Any]], *, repeated: int) -> list[tuple[str, str]
         facts.append(("padding, mean", f"{100 * statistics.fmean(padding):.1f} %"))
     if negatives := _column(rows, "negatives_per_query"):
         facts.append(("negatives a query, median", f"{statistics.median(negatives):,.0f}"))
+    alarms = Counter(name for row in rows for name in row.get("alarms", []))
+    facts += [(f"steps with alarm {name.replace('_', ' ')}", f"{count:,}") for name, count in sorted(alarms.items())]
     if repeated:
         facts.append(("steps run again after a restart", f"{repeated:,}"))
     return facts

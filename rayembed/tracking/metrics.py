@@ -1,6 +1,7 @@
 """metrics.jsonl, a line a step, and the same figures for TensorBoard."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,9 +26,10 @@ class MetricsLog:
         self._file = path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1, write_to_disk=True)
 
-    def write(self, figures: dict[str, float]) -> None:
-        """Adds one step; `figures` holds its number as `step`."""
-        self._file.write(json.dumps(figures) + "\n")
+    def write(self, figures: dict[str, float], *, alarms: Sequence[str] = ()) -> None:
+        """Adds one step; `figures` holds its number as `step`, `alarms` the names of what is wrong with it."""
+        named = {"alarms": list(alarms)} if alarms else {}
+        self._file.write(json.dumps({**figures, **named}) + "\n")
         self._file.flush()
         step = int(figures["step"])
         for name, value in figures.items():

@@ -16,10 +16,11 @@ from torch import Tensor
 from rayembed.data.datasets import Dataset, Datasets
 from rayembed.data.labels import LabelIndex, choose_labelled_group
 from rayembed.data.plan import Plan, choose_group
+from rayembed.data.prompts import ALIKE
 from rayembed.data.shuffle import shuffled_positive
 from rayembed.data.tasks import CLASS, STS
 from rayembed.data.tokens import TokenRow, TokenStore
-from rayembed.models.embedder import TokenBatch, pad_chunks
+from rayembed.models.embedder import TokenBatch, pack_chunks, pad_chunks
 from rayembed.models.pairs import PairLayout
 from rayembed.training.in_context import InContext
 
@@ -94,10 +95,14 @@ class BatchSource:
     in_context: InContext | None = None
     """Puts examples before queries. None: queries are read alone."""
 
+    packed: bool = False
+    """Texts lie one after the other, without padding; then the next three are not read."""
+
     pad_token: int
     padding_side: str
     pad_to_multiple_of: int | None
     sub_batch_size: int | None
+    tokens_per_chunk: int | None = None
     pin_memory: bool
 
     @cached_property
@@ -155,7 +160,7 @@ class BatchSource:
             seed=seed,
             epoch=epoch,
             row=row,
-            ratio=self.shuffle_ratio,
+            ratio=0.0 if dataset.type in ALIKE else self.shuffle_ratio,  # instruction and suffix have their places
             before=before,
             after=after,
         )
@@ -166,20 +171,24 @@ class BatchSource:
 
     def _inputs(self, queries: list[Tokens], passages: list[Tokens], group_size: int) -> tuple[TokenBatch, ...]:
         if self.layout is None:
-            return self._pad(queries), self._pad(passages)
-        packed = [self.layout.pack(queries[i // group_size], passage) for i, passage in enumerate(passages)]
-        types = None if self.layout.types is None else [kinds for _, kinds in packed]
-        return (self._pad([ids for ids, _ in packed], types),)
+            return self._in_chunks(queries), self._in_chunks(passages)
+        pairs = [self.layout.pack(queries[i // group_size], passage) for i, passage in enumerate(passages)]
+        types = None if self.layout.types is None else [kinds for _, kinds in pairs]
+        return (self._in_chunks([ids for ids, _ in pairs], types),)
 
-    def _pad(self, texts: Sequence[Any], types: Sequence[Any] | None = None) -> TokenBatch:
-        batch = pad_chunks(
-            texts,
-            types=types,
-            pad_token=self.pad_token,
-            padding_side=self.padding_side,
-            pad_to_multiple_of=self.pad_to_multiple_of,
-            texts_per_chunk=self.sub_batch_size,
-        )
+    def _in_chunks(self, texts: Sequence[Any], types: Sequence[Any] | None = None) -> TokenBatch:
+        limits = {"texts_per_chunk": self.sub_batch_size, "tokens_per_chunk": self.tokens_per_chunk}
+        if self.packed:
+            batch = pack_chunks(texts, types=types, **limits)
+        else:
+            batch = pad_chunks(
+                texts,
+                types=types,
+                pad_token=self.pad_token,
+                padding_side=self.padding_side,
+                pad_to_multiple_of=self.pad_to_multiple_of,
+                **limits,
+            )
         return batch.pinned() if self.pin_memory else batch
 
     def ahead(self, first: int, last: int, *, depth: int = 3) -> Iterator[Batch]:

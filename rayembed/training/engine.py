@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from rayembed.config.train import TrainConfig
+from rayembed.training.checkpoints import FOLDER, Flat, Piece, Saved
 
 if not torch.cuda.is_available():  # silences DeepSpeed's guess; on a GPU machine it must stay unset
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -68,6 +69,10 @@ class Engine:
             dist_init_required=False if dist.is_initialized() else None,
         )
         self._grad_norm = float("nan")
+        self._accumulation = train.gradient_accumulation_steps
+        self._held, self._held_batches = ExitStack(), 0
+        if train.grad_cache:
+            self._check_holding()
 
     @property
     def module(self) -> nn.Module:
@@ -83,12 +88,47 @@ class Engine:
         """Gradients of the loss divided by gradient_accumulation_steps, averaged over workers."""
         self._engine.backward(loss)
 
+    def hold(self) -> None:
+        """Keeps gradients on the worker from here to the update, which reduces them once for all `backward` before.
+
+        Called before the first `backward` of each batch, or never. Each worker holds a whole gradient then, also under
+        ZeRO 2 and 3.
+        """
+        if not self._held_batches:
+            # DeepSpeed wants one block an update, and its `step` outside of it, so that batches are counted here
+            self._engine.set_gradient_accumulation_boundary(True)
+            block = self._engine.coalesce_grad_reduction if self.stage else self._engine.no_sync
+            self._held.enter_context(block())
+        self._held_batches += 1
+
+    def _check_holding(self) -> None:
+        """Refuses DeepSpeed settings under which gradients cannot be held."""
+        if not self._engine.managed_gradient_accumulation():
+            raise ValueError("train.grad_cache needs managed_gradient_accumulation; remove it from train.deepspeed")
+        if self.stage and not hasattr(self._engine.optimizer, "_coalesce_grad_reduction"):
+            raise ValueError(
+                f"train.grad_cache: DeepSpeed's {type(self._engine.optimizer).__name__} cannot reduce the gradients of "
+                "several chunks at once; remove bf16 from train.deepspeed and set train.bf16: true, or set "
+                "train.grad_cache: false"
+            )
+
+    def _release(self) -> None:
+        """Reduces what was held."""
+        self._held.close()
+        self._held_batches = 0
+        if self.stage == 0:
+            self._engine.allreduce_gradients()
+
     def step(self) -> bool:
         """Ends a batch; at the last one of an accumulation, clips, updates and moves the schedule.
 
         Returns:
             Whether the weights were updated.
         """
+        if self._held_batches:
+            if self._held_batches < self._accumulation:
+                return False
+            self._release()
         updated = bool(self._engine.is_gradient_accumulation_boundary())
         if updated and self._has_plain_optimizer():
             grads = [p.grad for p in self.module.parameters() if p.grad is not None]
@@ -101,6 +141,11 @@ class Engine:
     def _has_plain_optimizer(self) -> bool:
         """ZeRO 0 in float32: torch's own optimiser, for which DeepSpeed gives no gradient norm."""
         return not hasattr(self._engine.optimizer, "_global_grad_norm")
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether losses are scaled (fp16), so that an update is left out where the gradient is too large."""
+        return bool(self._engine.fp16_enabled())
 
     @property
     def grad_norm(self) -> float:
@@ -128,21 +173,82 @@ class Engine:
 
         hook = self.module.register_state_dict_post_hook(leave_out)  # type: ignore[no-untyped-call]
         try:
-            self._engine.save_checkpoint(str(folder), tag="state", client_state=state, exclude_frozen_parameters=True)
+            self._engine.save_checkpoint(
+                str(folder), tag=FOLDER, client_state={"progress": state}, exclude_frozen_parameters=True
+            )
         finally:
             hook.remove()
 
     def load(self, folder: Path) -> dict[str, int]:
-        """Restores what `save` wrote, on the same number of workers, and gives `state` back.
+        """Restores what `save` wrote, on any number of workers, and gives `state` back with the number as "workers".
+
+        On the same number the run goes on bit by bit, on another one to the rounding of sums over workers.
 
         Raises:
-            FileNotFoundError: the folder holds no checkpoint.
-            ValueError: the checkpoint is of a model that trains other weights.
+            FileNotFoundError: the folder holds no checkpoint, or not all of it.
+            ValueError: the checkpoint is of a model that trains other weights, or of another ZeRO stage.
         """
-        if not (folder / "state").is_dir():
-            raise FileNotFoundError(f"{folder} holds no DeepSpeed checkpoint (no folder state)")
-        _, state = self._engine.load_checkpoint(str(folder), tag="state", custom_load_fn=_load_trained)
-        return dict(state)
+        saved = Saved(folder)
+        if self.stage and saved.num_workers != self._engine.seq_dp_world_size:
+            state = self._load_from_others(saved)
+        else:
+            _, state = self._engine.load_checkpoint(str(folder), tag=FOLDER, custom_load_fn=_load_trained)
+        return {**state["progress"], "workers": saved.num_workers}
+
+    def _load_from_others(self, saved: Saved) -> dict[str, Any]:
+        """DeepSpeed's own loading, but that this worker's share of the optimiser is cut from those of all."""
+        engine, optimizer, found = self._engine, self._engine.optimizer, saved.model
+        layout = self._layout_of_stage_3() if self.stage == 3 else self._layout_of_stages_1_and_2(saved)
+        groups = [*range(len(layout))]
+        if self.stage == 3:
+            groups = [optimizer.sub_group_to_group_id[number] for number in groups]
+            optimizer.checkpoint_event_prologue()
+            buffers = {name for name, _ in self.module.named_buffers()}
+            kept = {name: value for name, value in found["module"].items() if name in buffers}
+            self.module.load_state_dict(kept, strict=False)
+        else:
+            _load_trained(found["module"], self.module)
+        optimizer.load_state_dict(
+            {dist.get_rank(): saved.share_of(layout, groups)}, load_optimizer_states=True, load_from_fp32_weights=True
+        )
+        if self.stage == 3:
+            optimizer.checkpoint_event_epilogue()
+        engine.lr_scheduler.load_state_dict(found["lr_scheduler"])
+        for name in ("global_steps", "global_samples", "skipped_steps"):
+            setattr(engine, name, found[name])
+        return found
+
+    def _layout_of_stages_1_and_2(self, saved: Saved) -> list[Flat]:
+        """What this worker's flat tensors are made of."""
+        optimizer = self._engine.optimizer
+        if not hasattr(optimizer, "single_partition_of_fp32_groups"):
+            raise ValueError(
+                f"{type(optimizer).__name__} of DeepSpeed goes on with a checkpoint on as many workers alone; set "
+                f"ray.num_workers to {saved.num_workers}"
+            )
+        flats = []
+        for group, flat in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True):
+            pieces = []
+            for parameter in group:
+                place = parameter._hp_mapping
+                if place is not None:  # else all of it lies with other workers
+                    own, start = place.lp_fragment_address, place.hp_fragment_address.start
+                    pieces.append(Piece(self._engine.param_names[parameter], own.start, own.numel, start))
+            flats.append(Flat(flat.numel(), tuple(pieces)))
+        return flats
+
+    def _layout_of_stage_3(self) -> list[Flat]:
+        """What this worker's flat tensors are made of."""
+        rank, workers, flats = dist.get_rank(), dist.get_world_size(), []
+        for group in self._engine.optimizer.fp16_groups:
+            pieces, offset = [], 0
+            for parameter in group:
+                part = -(-parameter.ds_numel // workers)
+                own = min(part, max(0, parameter.ds_numel - rank * part))
+                pieces.append(Piece(self._engine.param_names[parameter], rank * part, own, offset))
+                offset += part
+            flats.append(Flat(offset, tuple(pieces)))
+        return flats
 
     def trained(self) -> Iterator[tuple[str, Tensor]]:
         """Name and value of each trained parameter, one whole parameter after the other, also under ZeRO 3.

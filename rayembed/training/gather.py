@@ -41,3 +41,12 @@ def gather_with_grad(local: Tensor) -> Tensor:
 def first_row(local_rows: int) -> int:
     """Index of this rank's first row in what `gather_with_grad` returns."""
     return dist.get_rank() * local_rows if dist.is_initialized() else 0
+
+
+def largest_of_workers(number: int, device: torch.device) -> int:
+    """The largest of all ranks' numbers; the device is where they can be compared."""
+    if not dist.is_initialized():
+        return number
+    found = torch.tensor(number, device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return int(found)

@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 from rayembed.config.model import ModelConfig
 from rayembed.data.in_context import draw_examples, have_examples
 from rayembed.data.plan import choose_group
-from rayembed.data.prompts import query_text
+from rayembed.data.prompts import query_of_row
 from rayembed.data.store import Store
 from rayembed.data.tasks import CLASS, CLUSTERING
 from rayembed.models.in_context import QueryReader
 
+CLASSES = (CLASS, "symmetric_class")  # types whose answer is the name of a class
 CATEGORISED = (CLASS, CLUSTERING)  # types whose label, where there is one, is the answer
 
 
@@ -25,8 +26,11 @@ class Example:
     """With its instruction."""
 
     response: str
-    gives_away: frozenset[str]
-    """Texts that must not stand before the query of this row: the query and its positives."""
+    known: frozenset[str]
+    """The query and all its positives, without instruction."""
+
+    shows: frozenset[str]
+    """What is read of the row, but for a class, which others of the class show too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +95,11 @@ class InContext:
             response = label
         else:  # the positive that the row is trained with in this epoch
             response = pos[choose_group(self.seed, epoch, row, num_pos=len(pos), num_neg=0, group_size=1)[0]]
-        return Example(query_text(self.model, query, prompt), response, frozenset((query, *pos)))
+        shows = (query,) if type in CLASSES else (query, response)
+        read = query_of_row(self.model, query, row_type=type, prompt=prompt)
+        return Example(read, response, frozenset((query, *pos)), frozenset(shows))
 
 
 def _fair(own: Example, others: Sequence[Example]) -> list[Example]:
-    """The examples that do not give the answer away, as a row with the same query or the same positive would."""
-    return [other for other in others if not own.gives_away & other.gives_away]
+    """The examples that show neither the query itself nor a positive of it."""
+    return [other for other in others if not own.known & other.shows]

@@ -2,14 +2,13 @@
 
 import logging
 import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -32,10 +31,17 @@ from rayembed.models.probe import least_cosine, probe, write_probe
 from rayembed.models.trained import build_model, build_tokenizer, in_full, save_model
 from rayembed.tracking.metrics import MetricsLog
 from rayembed.tracking.progress import Progress
-from rayembed.training.batches import Batch, BatchSource
+from rayembed.training.alarms import Alarms, Judge
+from rayembed.training.batches import BatchSource
 from rayembed.training.engine import Engine
+from rayembed.training.grad_cache import cached_backward
 from rayembed.training.in_context import InContext
+from rayembed.training.leaving import LeftError
+from rayembed.training.meter import Meter
 from rayembed.training.objective import Objective, negatives_per_query
+from rayembed.training.packed import equal_chunks, reads_packed
+from rayembed.training.saves import Saves, never
+from rayembed.training.turns import Turns
 
 Report = Callable[[Engine, dict[str, int]], None]
 
@@ -55,6 +61,9 @@ class Worker:
     probe_texts: tuple[tuple[str, str], ...]
     """Queries with a positive of theirs."""
 
+    notice: Callable[[], bool] = never
+    """Whether a worker's machine will be taken away; called by all workers at the same steps."""
+
 
 def train(experiment: Experiment, worker: Worker, *, resume_from: Path | None, checkpoint: Report) -> None:
     """Trains to the end and writes the model.
@@ -62,11 +71,12 @@ def train(experiment: Experiment, worker: Worker, *, resume_from: Path | None, c
     Args:
         experiment: its `train` section is there.
         worker: this worker's place and folders.
-        resume_from: a checkpoint of this run on this number of workers. None: from the base model.
+        resume_from: a checkpoint of this run, of any number of workers. None: from the base model.
         checkpoint: called by all workers where a checkpoint is due, with the engine and {"step": steps done}.
 
     Raises:
-        FloatingPointError: the loss is not a number; the message names the step.
+        FloatingPointError: the loss or the gradient is not a number; the message names step, batch and rows.
+        LeftError: a worker was asked to leave by SIGTERM; a checkpoint was made before.
     """
     config = experiment.train
     assert config is not None
@@ -88,14 +98,19 @@ def train(experiment: Experiment, worker: Worker, *, resume_from: Path | None, c
         gradient_checkpointing=config.gradient_checkpointing,
         fix_encoder=experiment.m3 is not None and experiment.m3.fix_encoder,
     )
+    guide = load_guide(experiment)
+    guide = None if guide is None else guide.to(worker.device)
+    source = replace(source, packed=reads_packed(config, model.to(worker.device), guide))  # before ZeRO 3 spreads it
+    objective = Objective(experiment, guide=guide)
     engine = Engine(model, config, deepspeed_settings(experiment), total_steps=total_steps, device=worker.device)
-    done = 0 if resume_from is None else engine.load(resume_from)["step"]
+    found = {"step": 0, "workers": worker.world_size} if resume_from is None else engine.load(resume_from)
+    done = found["step"]
     if worker.rank == 0:
-        logging.getLogger("rayembed").info(_opening(experiment, source, total_steps, done))
+        logging.getLogger("rayembed").info(_opening(experiment, source, total_steps, found))
         with MetricsLog(worker.train_folder, last_step=done) as log:
-            _steps(experiment, worker, source, engine, done, total_steps, checkpoint, log)
+            _steps(experiment, worker, source, engine, objective, done, total_steps, checkpoint, log)
     else:
-        _steps(experiment, worker, source, engine, done, total_steps, checkpoint, None)
+        _steps(experiment, worker, source, engine, objective, done, total_steps, checkpoint, None)
     _finish(experiment, worker, engine)
 
 
@@ -104,6 +119,7 @@ def _steps(
     worker: Worker,
     source: BatchSource,
     engine: Engine,
+    objective: Objective,
     done: int,
     total_steps: int,
     checkpoint: Report,
@@ -112,40 +128,69 @@ def _steps(
     config = experiment.train
     assert config is not None
     accumulation = config.gradient_accumulation_steps
-    guide = load_guide(experiment)
-    objective = Objective(experiment, guide=None if guide is None else guide.to(worker.device))
     progress = Progress("train", total_steps, unit="steps", done=done, every_seconds=15)
-    meter = _Meter(worker.device)
+    meter, alarms = Meter(worker.device), Alarms()
+    saves = Saves(config, rank=worker.rank, notice=worker.notice)
     batches = source.ahead(done * accumulation, total_steps * accumulation)
     for number, host_batch in enumerate(batches, start=done * accumulation):
         _seed_dropout(experiment.seed, number, worker.rank)
         batch = host_batch.to(worker.device)
-        loss = objective(engine(batch.inputs), batch, step=done)
-        engine.backward(loss)
+        if engine.stage == 3 and source.tokens_per_chunk is not None and not config.grad_cache:  # that does it itself
+            batch = equal_chunks(batch)
+        judge = Judge(partial(objective, batch=batch, step=done))
+        if config.grad_cache:
+            loss = cached_backward(engine, batch.inputs, judge)
+        else:
+            loss = judge(engine(batch.inputs))
+            engine.backward(loss)
         meter.add(loss, host_batch)
         learning_rate = engine.learning_rate
-        if not engine.step():
+        if (number + 1) % accumulation:
+            engine.step()
             continue
         done = (number + 1) // accumulation
-        figures = meter.read(worker.world_size)
-        if not math.isfinite(figures["loss"]):
-            raise FloatingPointError(
-                f"the loss of step {done} is {figures['loss']}; lower train.learning_rate, raise train.temperature, or "
-                "train in bf16 or float32 instead of fp16"
-            )
+        reading = meter.read(worker.world_size, saves.flags())
+        if reading.broken:  # on all workers alike, and before the weights are touched
+            first = number + 1 - accumulation
+            raise FloatingPointError(_broken(worker, source, done, [first + place for place in reading.broken]))
+        engine.step()
+        if not (math.isfinite(engine.grad_norm) or engine.scales_loss):  # no checkpoint may hold such weights
+            raise FloatingPointError(f"the gradient norm of step {done} is {engine.grad_norm}; {_REMEDY}")
         figures = {
             "step": done,
             "epoch": (number + 1) / source.plan.batches_per_epoch,
-            **figures,
+            **reading.figures,
             "learning_rate": learning_rate,
             "grad_norm": engine.grad_norm,
             "negatives_per_query": negatives_per_query(experiment, batch.dataset),
         }
         if log is not None:
-            log.write(figures)
-            progress.add(1, _detail(figures), force=done % config.logging_steps == 0 or done == total_steps)
-        if done % config.save_steps == 0 and done < total_steps:
+            now = done % config.logging_steps == 0 or done == total_steps
+            spread = judge.spread() if now else None
+            log.write(figures, alarms=alarms.raised(figures, spread=spread, dataset=batch.dataset))
+            progress.add(1, _detail(figures), force=now)
+        if saves.due(done, reading.flags) and done < total_steps:
             checkpoint(engine, {"step": done})
+            if reading.flags[0]:
+                raise LeftError(f"a worker got SIGTERM and left; the checkpoint of step {done} was saved before")
+
+
+_REMEDY = (
+    "nothing was saved of it, and the last checkpoint is kept. Lower train.learning_rate, raise train.temperature, or "
+    "train in bf16 or float32 instead of fp16"
+)
+
+
+def _broken(worker: Worker, source: BatchSource, step: int, batches: list[int], *, most: int = 20) -> str:
+    """Which rows gave a loss that is not a number."""
+    store, named = Store.open(worker.rows), []
+    for number in batches:
+        rows = source.plan.rows(number)
+        ids = store.take(rows[:most], ["query_id"]).column("query_id").to_pylist()
+        names = ", ".join(str(row if name is None else name) for name, row in zip(ids, rows.tolist(), strict=False))
+        more = f" and {len(rows) - most} others" if len(rows) > most else ""
+        named.append(f"batch {number} (rows {names}{more})")
+    return f"the loss of step {step} is not finite in {'; '.join(named)}; {_REMEDY}"
 
 
 def batch_source(experiment: Experiment, worker: Worker) -> BatchSource:
@@ -176,6 +221,7 @@ def batch_source(experiment: Experiment, worker: Worker) -> BatchSource:
         padding_side=tokenizer.padding_side,
         pad_to_multiple_of=experiment.data.pad_to_multiple_of,
         sub_batch_size=config.sub_batch_size,
+        tokens_per_chunk=experiment.tokens_per_chunk(),
         pin_memory=worker.device.type == "cuda",
     )
 
@@ -188,50 +234,18 @@ def _in_context(experiment: Experiment, rows: Store, tokenizer: PreTrainedTokeni
     return InContext(rows=rows, reader=reader, model=experiment.model, query_max_len=length, seed=experiment.seed)
 
 
-class _Meter:
-    """Sums what happened since the last update of the weights; one small all-reduce a step."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._losses: list[torch.Tensor] = []
-        self._counts = np.zeros(3)
-        self._start = time.monotonic()
-
-    def add(self, loss: torch.Tensor, batch: Batch) -> None:
-        self._losses.append(loss.detach())
-        self._counts += (
-            batch.num_queries,
-            sum(texts.num_tokens for texts in batch.inputs),
-            sum(texts.num_slots for texts in batch.inputs),
-        )
-
-    def read(self, world_size: int) -> dict[str, float]:
-        loss = torch.stack(self._losses).mean().double()
-        sums = torch.cat([loss.reshape(1), torch.from_numpy(self._counts).to(self._device)])
-        if world_size > 1:
-            dist.all_reduce(sums)
-        total, queries, tokens, slots = sums.tolist()
-        seconds = time.monotonic() - self._start
-        self._losses, self._counts, self._start = [], np.zeros(3), time.monotonic()
-        return {
-            "loss": total / world_size,
-            "seconds": seconds,
-            "queries_per_second": queries / seconds,
-            "tokens_per_second": tokens / seconds,
-            "padding_share": 1 - tokens / slots,
-        }
-
-
 def _seed_dropout(seed: int, batch: int, rank: int) -> None:
     """Dropout masks as a function of seed, batch and worker, so that a resumed run draws the same ones."""
     state = np.random.SeedSequence([seed, batch, rank]).generate_state(1, np.uint64)[0]
     torch.manual_seed(int(state >> np.uint64(1)))
 
 
-def _opening(experiment: Experiment, source: BatchSource, total_steps: int, done: int) -> str:
+def _opening(experiment: Experiment, source: BatchSource, total_steps: int, found: dict[str, int]) -> str:
     plan = source.plan
     negatives = " or ".join(f"{number:,}" for number in _negatives(experiment, source))
-    resumed = f", resumed after step {done:,}" if done else ""
+    resumed = f", resumed after step {found['step']:,}" if found["step"] else ""
+    if found["workers"] != source.world_size:
+        resumed += f", which was saved by {found['workers']} workers"
     return (
         f"train: {plan.num_rows:,} rows, batches of {plan.global_batch_size:,} queries on {source.world_size} workers, "
         f"{negatives} negatives a query, {total_steps:,} steps{resumed}; {plan.rows_left_out:,} rows an epoch "
@@ -258,11 +272,11 @@ def _build(experiment: Experiment) -> nn.Module:
 def _finish(experiment: Experiment, worker: Worker, engine: Engine) -> None:
     """Writes the model and, for the check at export, the vectors that its trained weights give here and now."""
     tokenizer, in_4bit = build_tokenizer(experiment), experiment.lora is not None and experiment.lora.load_in_4bit
+    turns = Turns(worker.train_folder, rank=worker.rank, device=worker.device)
     model = None
     if worker.rank == 0:
-        if in_4bit:
-            rounded = probe(engine.module.eval(), tokenizer, worker.probe_texts, experiment)
         model = _build(in_full(experiment))  # of its own: ZeRO 3 must not be run on one worker alone
+    turns.wait()
     own = {} if model is None else dict(model.named_parameters())
     for name, value in engine.trained():
         if own:
@@ -272,9 +286,9 @@ def _finish(experiment: Experiment, worker: Worker, engine: Engine) -> None:
         found = _probed(model, tokenizer, experiment, worker)
         write_probe(worker.train_folder, worker.probe_texts, found)
         if in_4bit:
-            logging.getLogger("rayembed").info(_rounding(rounded, found))
-    if dist.is_initialized():
-        dist.barrier()
+            del model
+            logging.getLogger("rayembed").info(_rounding(engine, tokenizer, experiment, worker, found))
+    turns.wait()
 
 
 def _probed(
@@ -290,8 +304,18 @@ def _probed(
     return probe(model.cpu(), tokenizer, worker.probe_texts, experiment)
 
 
-def _rounding(rounded: NDArray[np.float32], found: NDArray[np.float32]) -> str:
+def _rounding(
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    experiment: Experiment,
+    worker: Worker,
+    found: NDArray[np.float32],
+) -> str:
     """What the 4 bits of the base changed, in words."""
+    try:
+        rounded = probe(engine.module.eval(), tokenizer, worker.probe_texts, experiment)
+    except RuntimeError as error:  # a line of the log is not worth the run
+        return f"train: the adapter was merged into the base as it was before its 4 bits (not compared: {error})"
     if found.ndim == 1:
         change = f"scores differ by up to {np.abs(rounded - found).max():.4f}"
     else:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from rayembed.config import Experiment
 from rayembed.config.families import M3Config
@@ -30,11 +31,12 @@ from rayembed.losses import (
 from rayembed.models.embedder import Embedder
 from rayembed.models.families import FAMILIES
 from rayembed.models.similarity import SIMILARITIES, compacted_sparse
-from rayembed.training.batches import Batch
+from rayembed.training.batches import Batch, Keys
 from rayembed.training.candidates import Candidates, Texts, of_all_workers
 from rayembed.training.gather import gather_with_grad
 
 DENSE = SIMILARITIES["dense"]
+BLOCK_SCORES = 2**22  # scores in memory at once, of each matrix that a loss is made of: 16 MiB in float32
 
 
 class Objective:
@@ -67,18 +69,19 @@ class Objective:
         queries, passages = ({"dense": out} if isinstance(out, Tensor) else out for out in outputs)
         if batch.dataset.type == STS:
             return self._of_scored_pairs(queries["dense"], passages["dense"], batch)
-        candidates = Candidates(
+        candidates = Candidates.of(
             num_queries=batch.num_queries,
             group_size=batch.dataset.group_size,
             own_group_alone=batch.dataset.no_in_batch_neg,
             across=self._train.negatives_cross_device,
             device=queries["dense"].device,
         )
-        gathered = candidates.gather(passages)
-        compared = _Compared(batch, candidates, queries, passages, gathered, allowed=None)
-        compared = replace(compared, allowed=self._allowed(compared))
-        dense = self._dense(compared)
-        return self._of_heads(compared, dense, step) if "sparse" in queries else dense
+        loss = self._of_compared(self._compared(batch, candidates, queries, passages), step)
+        if "sparse" not in queries or not self._m3.flops_weight:
+            return loss
+        own = [{name: side[name] for name in ("ids", "sparse")} for side in (queries, passages)]
+        sides = [of_all_workers(side) for side in own]
+        return loss + self._m3.flops_weight * sum(flops(compacted_sparse(side)) for side in sides)
 
     def _of_pairs(self, output: Tensor, batch: Batch) -> Tensor:
         scores = output.view(batch.num_queries, batch.dataset.group_size)
@@ -110,50 +113,81 @@ class Objective:
                 losses.append(cosent(scores, labels, temperature=temperature))
         return torch.stack(losses).mean()
 
+    def _compared(self, batch: Batch, candidates: Candidates, queries: Texts, passages: Texts) -> "_Compared":
+        """All that comes from other workers or from the guide: what follows is of each query by itself."""
+        gathered, guided = candidates.gather(passages), None
+        if self._guide is not None and self._train.false_negative_margin is not None and not candidates.own_group_alone:
+            with torch.no_grad():
+                own = [{"dense": self._guide.embed(texts)} for texts in batch.inputs]
+            guided = own[0], candidates.gather(own[1])
+        compares_queries = batch.dataset.loss in ("symmetric_info_nce", "improved_info_nce")
+        return _Compared(
+            dataset=batch.dataset,
+            candidates=candidates,
+            queries=queries,
+            positives=passages["dense"][:: candidates.group_size],
+            gathered=gathered,
+            every_query=candidates.gather_rows(queries["dense"]) if compares_queries else None,
+            guided=guided,
+            keys=batch.keys,
+            every_key=candidates.gather_keys(batch.keys) if self._train.mask_same_texts else None,
+            teacher=batch.teacher,
+        )
+
+    def _of_compared(self, compared: "_Compared", step: int) -> Tensor:
+        """The mean over queries, of so many at a time that no large matrix of scores is held."""
+        rows = max(1, BLOCK_SCORES // len(compared.gathered["dense"]))
+        total = len(compared.candidates.queries)
+        if rows >= total or compared.candidates.own_group_alone:
+            return self._of_block(compared, step)
+        loss = compared.positives.new_zeros(())
+        for first in range(0, total, rows):
+            part = compared.some(slice(first, first + rows))
+            # its scores are computed again in the backward pass
+            mean = checkpoint(self._of_block, part, step, use_reentrant=False, preserve_rng_state=False)
+            loss = loss + mean * (len(part.candidates.queries) / total)
+        return loss
+
+    def _of_block(self, compared: "_Compared", step: int) -> Tensor:
+        compared = replace(compared, allowed=self._allowed(compared))
+        dense = self._dense(compared)
+        return self._of_heads(compared, dense, step) if "sparse" in compared.queries else dense
+
     def _allowed(self, compared: "_Compared") -> Tensor | None:
         """[B, P] bool, False where a passage is no negative of the query. None: all are."""
         train, candidates = self._train, compared.candidates
         if candidates.own_group_alone:
             return None
-        allowed = candidates.passages(compared.batch.keys) if train.mask_same_texts else None
+        every = compared.every_key
+        allowed = None if every is None else candidates.passages(compared.keys, every)
         if train.false_negative_margin is None:
             return allowed
-        judged = compared.queries, compared.gathered
-        if self._guide is not None:
-            with torch.no_grad():
-                own = [{"dense": self._guide.embed(texts)} for texts in compared.batch.inputs]
-            judged = own[0], candidates.gather(own[1])
-        scores = candidates.scores(DENSE, *judged)
+        scores = candidates.scores(DENSE, *(compared.guided or (compared.queries, compared.gathered)))
         near = by_margin(scores, candidates.positives, candidates.group_size, train.false_negative_margin)
         return near if allowed is None else allowed & near
 
     def _dense(self, compared: "_Compared") -> Tensor:
         """The loss of the dense vectors, the mean over Matryoshka's lengths."""
         dims = self._train.mrl_dims
+        sides = compared.queries["dense"], compared.gathered["dense"], compared.positives, compared.every_query
         if not dims:
-            return self._of_vectors(compared)
+            return self._of_vectors(compared, *sides)
         cut = [
-            beginnings(side["dense"], dims, normalize=self._normalize)
-            for side in (compared.queries, compared.passages, compared.gathered)
+            [None] * len(dims) if side is None else beginnings(side, dims, normalize=self._normalize) for side in sides
         ]
-        losses = [
-            self._of_vectors(
-                replace(compared, queries={"dense": query}, passages={"dense": own}, gathered={"dense": every})
-            )
-            for query, own, every in zip(*cut, strict=True)
-        ]
-        return torch.stack(losses).mean()
+        return torch.stack([self._of_vectors(compared, *parts) for parts in zip(*cut, strict=True)]).mean()
 
-    def _of_vectors(self, compared: "_Compared") -> Tensor:
-        candidates, allowed, loss = compared.candidates, compared.allowed, compared.batch.dataset.loss
-        scores = candidates.scores(DENSE, compared.queries, compared.gathered)
-        if loss == "info_nce":
+    def _of_vectors(
+        self, compared: "_Compared", queries: Tensor, passages: Tensor, positives: Tensor, every_query: Tensor | None
+    ) -> Tensor:
+        candidates, allowed, loss = compared.candidates, compared.allowed, compared.dataset.loss
+        scores = candidates.scores(DENSE, {"dense": queries}, {"dense": passages})
+        if every_query is None:
+            assert loss == "info_nce", loss
             return self._select(compared)(scores)
-        queries, positives = compared.queries["dense"], compared.passages["dense"][:: candidates.group_size]
-        every_query = candidates.gather_rows(queries)
-        of_query, of_positive = (
-            candidates.other_queries(compared.batch.keys) if self._train.mask_same_texts else (None, None)
-        )
+        of_query, of_positive = None, None
+        if compared.every_key is not None:
+            of_query, of_positive = candidates.other_queries(compared.keys, compared.every_key)
         reverse = positives @ every_query.T
         if loss == "symmetric_info_nce":
             return symmetric_info_nce(
@@ -167,7 +201,7 @@ class Objective:
             )
         assert loss == "improved_info_nce", loss
         return improved_info_nce(
-            FourWays(scores, queries @ every_query.T, reverse, positives @ compared.gathered["dense"].T),
+            FourWays(scores, queries @ every_query.T, reverse, positives @ passages.T),
             candidates.positives,
             candidates.queries,
             temperature=self._temperature,
@@ -181,7 +215,7 @@ class Objective:
         scores = {
             name: candidates.scores(kind, compared.queries, compared.gathered) for name, kind in SIMILARITIES.items()
         }
-        loss = m3_loss(
+        return m3_loss(
             scores,
             self._select(compared),
             temperature=self._temperature,
@@ -191,38 +225,69 @@ class Objective:
             allowed=compared.allowed,
             dense_loss=dense,
         )
-        if not m3.flops_weight:
-            return loss
-        own = [{name: side[name] for name in ("ids", "sparse")} for side in (compared.queries, compared.passages)]
-        sides = [of_all_workers(side) for side in own]
-        return loss + m3.flops_weight * sum(flops(compacted_sparse(side)) for side in sides)
 
     def _select(self, compared: "_Compared") -> Callable[[Tensor], Tensor]:
         return partial(
             selected_loss,
             positives=compared.candidates.positives,
-            teacher=compared.batch.teacher,
+            teacher=compared.teacher,
             train=self._train,
             temperature=self._temperature,
             allowed=compared.allowed,
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Compared:
-    """What one batch's loss is made of."""
+    """What the loss of B queries is made of: what is theirs, and the R queries and P passages that compete."""
 
-    batch: Batch
+    dataset: Dataset
     candidates: Candidates
     queries: Texts
-    passages: Texts
-    """Of this worker."""
+    """[B, ...]"""
+
+    positives: Tensor
+    """[B, D]: each query's."""
 
     gathered: Texts
-    """The passages that compete."""
+    """[P, ...]: the passages."""
 
-    allowed: Tensor | None
+    every_query: Tensor | None
+    """[R, D]. None: queries do not compete."""
+
+    guided: tuple[Texts, Texts] | None
+    """Queries [B, D] and passages [P, D] as the guide sees them. None: there is no guide."""
+
+    keys: Keys
+    """Of the B queries and their groups."""
+
+    every_key: Keys | None
+    """Of all that compete. None: same texts are not masked."""
+
+    teacher: Tensor | None
+    """[B, G]"""
+
+    allowed: Tensor | None = None
     """[B, P] bool, False where a passage is no negative of the query. None: all are."""
+
+    def some(self, rows: slice) -> "_Compared":
+        """The same of some of the queries."""
+        group = self.dataset.group_size
+        keys, guided = self.keys, self.guided
+        passages = slice(rows.start * group, rows.stop * group)
+        return replace(
+            self,
+            candidates=self.candidates.some(rows),
+            queries=_rows(self.queries, rows),
+            positives=self.positives[rows],
+            guided=None if guided is None else (_rows(guided[0], rows), guided[1]),
+            keys=Keys(keys.queries[rows], keys.positives[rows], keys.passages[passages]),
+            teacher=None if self.teacher is None else self.teacher[rows],
+        )
+
+
+def _rows(texts: Texts, rows: slice) -> Texts:
+    return {name: every[rows] for name, every in texts.items()}
 
 
 def selected_loss(

@@ -1,5 +1,6 @@
 """An experiment's data from files to stores, what is reused, and what is read again."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -16,7 +17,7 @@ from rayembed.config.jobs import EncodeConfig
 from rayembed.config.model import ModelConfig
 from rayembed.data import prepare as prepare_module
 from rayembed.data.fields import passage_id, query_id
-from rayembed.data.prepare import prepare, prepare_rows
+from rayembed.data.prepare import VERSION, prepare, prepare_rows
 from rayembed.data.problems import DataError, Report
 from rayembed.data.store import Store
 
@@ -305,3 +306,31 @@ def test_an_id_of_two_passages_of_the_rows_is_an_error(tmp_path: Path) -> None:
     rows = [{"query": "a", "pos": ["x"], "pos_ids": ["1"]}, {"query": "b", "pos": ["y"], "pos_ids": ["1"]}]
     prepared = prepare(experiment(tmp_path, train=[write_lines(tmp_path / "t.jsonl", rows)]))
     assert next(prepared.report.errors.lines()).startswith("training rows:2: id: '1' stood for another text")
+
+
+EVERY_FORMAT: dict[str, list[dict[str, Any]]] = {
+    "flag": [{"query": "q", "pos": ["a"], "neg": ["b"], "pos_scores": [1], "neg_scores": [0.5], "prompt": "p: "}],
+    "ids": [{"query": "q", "query_id": 7, "pos": ["a"], "pos_ids": ["x"], "neg": [], "related_ids": ["y"]}],
+    "triplets": [{"query": "q", "positive": "a", "negative": "b"}],
+    "pairs": [{"sentence1": "a", "sentence2": "b", "score": 0.5}],
+    "labels": [{"text": "a", "label": 1}],
+    "symmetric_sts": [{"query": "a", "pos": ["b"], "neg": ["c"], "type": "symmetric_sts"}],
+    "clustering": [{"query": "a", "pos": ["b"], "neg": ["c"], "type": "symmetric_clustering", "category": "birds"}],
+    "class": [{"query": "a", "pos": [], "neg": [], "type": "class", "label": "birds"}],
+}
+
+
+def test_rows_that_are_read_otherwise_than_before_have_another_version(tmp_path: Path, folder: str) -> None:
+    """Cached stores of older code would be used for them."""
+    files = [write_lines(tmp_path / f"{name}.jsonl", rows) for name, rows in EVERY_FORMAT.items()]
+    found = prepare(experiment(tmp_path, train=[*files, folder], corpus=[folder], evaluation=folder))
+    found.report.raise_if_errors()
+    assert found.evaluation is not None
+    digest = hashlib.sha256()
+    for store in (found.rows, found.corpus, found.evaluation.corpus, found.evaluation.queries):
+        assert store is not None
+        columns = [[field.name, str(field.type), field.nullable] for field in store.schema]
+        digest.update(json.dumps([columns, contents(store)], sort_keys=True).encode())
+    assert (VERSION, digest.hexdigest()[:16]) == (5, "6bd8453a303ac1ae"), (
+        "raise prepare.VERSION where a row is another, then write both here"
+    )

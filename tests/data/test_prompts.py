@@ -3,7 +3,7 @@
 import pytest
 
 from rayembed.config.model import ModelConfig
-from rayembed.data.prompts import passage_of_row, passage_text, query_text
+from rayembed.data.prompts import passage_of_row, passage_text, query_of_row, query_text
 
 INSTRUCTED = ModelConfig(
     name_or_path="x",
@@ -43,9 +43,22 @@ def test_a_written_line_break_is_one_in_the_format_alone() -> None:
 @pytest.mark.parametrize("kind", ["symmetric_sts", "symmetric_clustering", "sts"])
 @pytest.mark.parametrize("prompt", [None, "", "other"])
 def test_both_sides_of_symmetric_types_are_put_as_queries(kind: str, prompt: str | None) -> None:
+    told = {"row_type": kind, "prompt": prompt}
     for model in (INSTRUCTED, PLAIN):
-        assert passage_of_row(model, "a", row_type=kind, prompt=prompt) == query_text(model, "a", prompt)
-    assert passage_of_row(INSTRUCTED, "a", row_type=kind, prompt=None) == "Instruct: find\nQuery: a"
+        assert passage_of_row(model, "a", **told) == query_of_row(model, "a", **told)
+    if kind != "sts":
+        assert passage_of_row(INSTRUCTED, "a", row_type=kind, prompt=None) == "Instruct: find\nQuery: a"
+
+
+@pytest.mark.parametrize("none", [None, ""])
+def test_the_instruction_for_retrieval_is_for_no_texts_of_other_kinds(none: str | None) -> None:
+    for kind in ("sts", "class"):
+        assert query_of_row(INSTRUCTED, "a", row_type=kind, prompt=none) == "a"
+        assert query_of_row(INSTRUCTED, "a", row_type=kind, prompt="other") == "Instruct: other\nQuery: a"
+    assert passage_of_row(INSTRUCTED, "a", row_type="sts", prompt=none) == "a"
+    for kind in (None, "normal", "only_1neg", "symmetric_sts", "symmetric_clustering", "symmetric_class"):
+        for prompt in (none, "other"):
+            assert query_of_row(INSTRUCTED, "a", row_type=kind, prompt=prompt) == query_text(INSTRUCTED, "a", prompt)
 
 
 @pytest.mark.parametrize("kind", [None, "normal", "only_1neg", "symmetric_class", "class"])

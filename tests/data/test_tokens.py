@@ -115,3 +115,17 @@ def test_passages_of_symmetric_types_have_the_rows_prompt(tmp_path: Path) -> Non
     write(tmp_path, "0", [ROW | row | {"type": "symmetric_sts"}, ROW | row])
     store = TokenStore(tmp_path, ["0"])
     assert [contents(store.row(i))[:3] for i in range(2)] == [(["p:a"], ["p:b"], ["p:c"]), (["p:a"], ["b"], ["c"])]
+
+
+def test_scored_pairs_and_labelled_texts_have_no_instruction_for_retrieval(tmp_path: Path) -> None:
+    model = ModelConfig(name_or_path="none", query_instruction_for_retrieval="find ")
+    pair, text = {"query": "a", "pos": ["b"], "type": "sts", "pos_scores": [1.0]}, {"query": "a", "type": "class"}
+    rows: list[dict[str, Any]] = [pair, pair | {"prompt": "p:"}, text | {"pos": []}, {"query": "a", "pos": ["b"]}]
+    write(tmp_path, "0", [ROW | row for row in rows], model)
+    store = TokenStore(tmp_path, ["0"])
+    assert [contents(store.row(i))[:2] for i in range(4)] == [
+        (["a"], ["b"]),
+        (["p:a"], ["p:b"]),
+        (["a"], []),
+        (["find a"], ["b"]),
+    ]

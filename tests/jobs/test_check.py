@@ -53,6 +53,14 @@ def test_a_window_that_no_passage_is_in_is_refused(job: Any, make_experiment: Ma
         job.run(made)
 
 
+def test_a_length_that_the_miner_cannot_read_is_refused(
+    make_experiment: MakeExperiment, tiny_model: Path, tmp_path: Path
+) -> None:
+    made = make_experiment(tmp_path / "run", mine={"model": str(tiny_model)}, encode={"passage_max_len": 129})
+    with pytest.raises(ValueError, match=r"encode\.passage_max_len is 129, but .* at most 128 tokens; lower it"):
+        mine.run(made)
+
+
 def test_rows_that_sit_out_are_said_where_they_are_many(make_experiment: MakeExperiment, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"query": f"q {i}", "pos": [f"p {i}"], "neg": ["n"]}) + "\n" for i in range(30)))
@@ -77,6 +85,50 @@ def test_what_mining_will_do_that_one_may_not_expect_is_said(make_experiment: Ma
     assert "warning: mine will replace the 2 negatives that the rows bring" in text
     fine = check.run(make_experiment(tmp_path / "other", mine={"range_for_sampling": "0-50"})).read_text()
     assert "warning: mine" not in fine
+
+
+def test_a_rerankers_texts_are_measured_as_its_pairs_keep_them(
+    make_experiment: MakeExperiment, tiny_reranker: Path, tmp_path: Path
+) -> None:
+    """A query keeps 24 + 48 / 4 tokens, a passage 48 + 24 / 2, both with 3 special ones 72; a letter is a token."""
+    lengths = [(30, 20), (36, 60), (37, 61), (20, 48), (20, 49), (10, 60)]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"query": "q" * q, "pos": ["p" * p], "neg": ["n"]}) + "\n" for q, p in lengths))
+    made = make_experiment(
+        tmp_path / "run",
+        model={"name_or_path": str(tiny_reranker), "family": "reranker-encoder", "pooling": None},
+        data={"train": [str(rows)], "corpus": [], "evaluation": None, "train_group_size": 2},
+    )
+    text = check.run(made).read_text()
+    assert "16.7 % longer than 36 (data.query_max_len and a quarter of data.passage_max_len) are cut (of 6" in text
+    assert "16.7 % longer than 60 (data.passage_max_len and half of data.query_max_len) are cut (of 6" in text
+    assert (
+        "50.0 % longer than 72 (data.query_max_len 24 and data.passage_max_len 48 together) lose the end of their "
+        "passage (of 6 sampled)"
+    ) in text
+
+
+def test_only_rows_that_want_negatives_are_said_to_lack_them(make_experiment: MakeExperiment, tmp_path: Path) -> None:
+    def lines(name: str, rows: list[dict[str, Any]]) -> str:
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    train = [
+        lines("pairs", [{"sentence1": f"a {i}", "sentence2": "b", "score": i} for i in range(8)]),
+        lines("labels", [{"text": f"t {i}", "label": i % 2} for i in range(8)]),
+        lines("one", [{"query": f"q {i}", "pos": [f"p {i}"], "neg": ["n"]} for i in range(8)]),
+        lines("more", [{"query": f"r {i}", "pos": [f"s {i}"], "neg": ["n", "m"]} for i in range(8)]),
+    ]
+    data: dict[str, Any] = {"train": train, "corpus": [], "evaluation": None, "train_group_size": 3}
+    sections: dict[str, Any] = {"train": {"global_batch_size": 4}, "data": data}
+    text = check.run(make_experiment(tmp_path / "run", **sections)).read_text()
+    assert "8 of 32 rows have fewer than 2 negatives (train_group_size of their dataset - 1): theirs are used" in text
+    data["datasets"] = [{"name": "*one*", "train_group_size": 2}, {"name": "*more*", "train_group_size": 5}]
+    text = check.run(make_experiment(tmp_path / "run", **sections)).read_text()
+    assert "8 of 32 rows have fewer than 4 negatives" in text
+    data["datasets"] = data["datasets"][:1]
+    assert "fewer than" not in check.run(make_experiment(tmp_path / "run", **sections)).read_text()
 
 
 def test_errors_are_in_the_file_too(make_experiment: MakeExperiment, tmp_path: Path) -> None:

@@ -275,6 +275,7 @@ def judged(mining: Mining, folder: Path, limit: int | None) -> Path:
         "corpus": str(mining.corpus.folder),
         "pools": str(folder / "pools"),
         "limit": limit,
+        "wording": None,
     }
     source = PoolPairs(**arguments)
     pairs = list({pair: None for part in range(-(-NUM_ROWS // ROWS_PER_PART)) for pair in source.pairs(part)})
@@ -298,7 +299,11 @@ def test_pairs_to_judge_are_cut_the_same_however_rows_are(tmp_path: Path) -> Non
         folder = tmp_path / str(cut)
         mining = world(cut).mining(folder)
         pools_of(mining, folder / "pools")
-        folders = {"rows": str(mining.rows.folder), "corpus": str(mining.corpus.folder)}
+        folders: dict[str, Any] = {
+            "rows": str(mining.rows.folder),
+            "corpus": str(mining.corpus.folder),
+            "wording": None,
+        }
         source = PoolPairs(**folders, pools=str(folder / "pools"), limit=3)
         chosen_by(mining, folder / "chosen", folder / "pools")
         sampled = ChosenPairs(**folders, chosen=str(folder / "chosen"), sample=sample)

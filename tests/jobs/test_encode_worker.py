@@ -19,7 +19,7 @@ from rayembed.jobs import vectors
 from rayembed.jobs.shipping import shipped
 from rayembed.jobs.vector_files import Vectors
 from rayembed.jobs.vectors import EncodeWorker, Wanted, encode_stores
-from rayembed.models.encoding import encode
+from rayembed.models.encoding import encode_ids
 from tests.jobs.conftest import MakeExperiment
 
 MAX_LEN = 48
@@ -123,13 +123,13 @@ def test_vectors_that_are_not_finite_are_refused_by_the_first_row(
 ) -> None:
     monkeypatch.setattr(vectors, "BLOCK_ROWS", 64)
 
-    def broken(*arguments: Any, **settings: Any) -> NDArray[np.float32]:  # noqa: ANN401 - those of encode
-        found = encode(*arguments, **settings)
+    def broken(*arguments: Any, **settings: Any) -> NDArray[np.float32]:  # noqa: ANN401 - those of encode_ids
+        found = encode_ids(*arguments, **settings)
         found[6:10, 3] = np.nan  # rows 6 to 9 of each block: 70 to 73 are those of the second
         found[20, 0] = np.inf
         return found
 
-    monkeypatch.setattr(vectors, "encode", broken)
+    monkeypatch.setattr(vectors, "encode_ids", broken)
     store = stored(tmp_path / "store", 50)
     own = worker(experiment, store)
     with pytest.raises(

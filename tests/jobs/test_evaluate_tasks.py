@@ -15,7 +15,8 @@ from transformers import BertModel
 from rayembed.config import Experiment
 from rayembed.evaluation.tasks import v_measure
 from rayembed.jobs import check, evaluate, export
-from rayembed.jobs.evaluate_tasks import _texts
+from rayembed.jobs import evaluate_tasks as judging
+from rayembed.jobs.evaluate_tasks import memory, task_texts
 from rayembed.jobs.folders import ChangedError
 from rayembed.report import build_report
 from tests.conftest import tiny_tokenizer
@@ -25,7 +26,7 @@ from tests.jobs.without_ray import do_units_here
 
 WORDS = ["baba", "didi", "gugu", "koko", "lala", "momo", "nene", "pipi"]
 PROMPT = "say: "
-MAX_LEN = 24
+MAX_LEN = 48  # the longer of the two lengths
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -158,7 +159,7 @@ def test_nothing_is_done_twice_and_changed_rows_are_noticed(experiment: Experime
     assert len(units) == before
     assert evaluate.plan(experiment) == (
         "evaluate: task similar (sts, 40 texts to encode), task kinds (classification, 51 texts to encode), task heaps "
-        "(clustering, 21 texts to encode); base and tuned; is up to date"
+        "(clustering, 21 texts to encode); base and tuned (judging tasks holds up to 0.0 MB at once); is up to date"
     )
     assert experiment.evaluate is not None
     file = Path(experiment.evaluate.tasks[1].train[0])
@@ -170,7 +171,7 @@ def test_nothing_is_done_twice_and_changed_rows_are_noticed(experiment: Experime
         assert "similar" not in str(error.value)
     finally:
         file.write_text(rows)
-    changes: list[dict[str, Any]] = [{"prompt": "other: "}, {"classifier": "logistic_regression"}]
+    changes: list[dict[str, Any]] = [{"prompt": "other: "}, {"max_len": 40}, {"classifier": "logistic_regression"}]
     for change in changes:
         changed = [replace(task, **change) if task.name == "kinds" else task for task in experiment.evaluate.tasks]
         with pytest.raises(ChangedError, match=rf"tasks\.kinds\.{next(iter(change))}"):
@@ -192,9 +193,58 @@ def test_a_row_brings_its_own_prompt(experiment: Experiment, tmp_path: Path) -> 
     rows = [{**pairs()[0], "prompt": "own: "}, {**pairs()[1], "prompt": ""}, pairs()[2]]
     entry = {"name": "own", "kind": "sts", "test": [write_lines(tmp_path / "rows.jsonl", rows)], "prompt": PROMPT}
     own = with_tasks(experiment, [entry])
-    (store,) = _texts(own, evaluate._data(own).tasks[0])
+    (store,) = task_texts(own, evaluate._data(own).tasks[0])
     found = [(row["text"], row["prompt"]) for part in store.iter_parts() for row in part.to_pylist()]
     assert found == [(row[side], row.get("prompt") or PROMPT) for row in rows for side in ("sentence1", "sentence2")]
+
+
+def test_a_task_may_keep_fewer_tokens(experiment: Experiment, units: list[str], tiny_model: Path) -> None:
+    assert experiment.evaluate is not None
+    short = replace(experiment.evaluate.tasks[0], name="short", prompt=None, max_len=8)
+    own = with_tasks(experiment, [short])
+    task = evaluate._data(own).tasks
+    found = judging.evaluate_tasks(own, task, {"base": str(tiny_model)}, num_resamples=10)["short"]["base"]
+    of = [vectors(tiny_model, [row[side] for row in pairs()], 8) for side in ("sentence1", "sentence2")]
+    wanted = stats.spearmanr(np.sum(of[0] * of[1], axis=1), [row["score"] for row in pairs()]).statistic
+    assert found == pytest.approx(float(wanted), abs=1e-6)
+    with pytest.raises(ValueError, match=r"max_len of task 'short' is 129, but .* at most 128 tokens"):
+        check.run(with_tasks(own, [replace(short, max_len=129)]))
+
+
+def test_one_model_is_judged_at_a_time_and_pairs_by_parts(
+    experiment: Experiment, units: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is told of the memory is what is held: one task's vectors, of pairs a part."""
+    data, events, held = evaluate._data(experiment), list[str](), list[int]()
+    encode, rows = judging.encode_stores, judging.Vectors.rows
+    for kind, judge in judging.JUDGES.items():
+
+        def judged(*given: Any, kind: str = kind, judge: Any = judge) -> Any:  # noqa: ANN401 - of a judge
+            events.append(kind)
+            return judge(*given)
+
+        monkeypatch.setitem(judging.JUDGES, kind, judged)
+
+    def encoded(*given: Any, model: str) -> Any:  # noqa: ANN401 - of encode_stores
+        events.append(Path(model).name)
+        return encode(*given, model=model)
+
+    def read(self: Any, first: int, last: int) -> Any:  # noqa: ANN401 - of Vectors
+        held.append(last - first)
+        return rows(self, first, last)
+
+    monkeypatch.setattr(judging, "encode_stores", encoded)
+    monkeypatch.setattr(judging.Vectors, "rows", read)
+    monkeypatch.setattr(judging, "PAIRS", 3)
+    models = evaluate._models(experiment)
+    found = judging.evaluate_tasks(experiment, data.tasks, models, num_resamples=100)
+    kinds = ["sts", "classification", "clustering"]
+    assert events == [name for model in models.values() for name in (Path(model).name, *kinds)]
+    assert held == [6, 6, 6, 6, 6, 6, 4] * 2
+    before = metrics_of(experiment)["tasks"]
+    assert found["similar"]["tuned"] == pytest.approx(before["similar"]["tuned"])
+    assert memory(experiment, data.tasks) == 64 * 51 * 8, "two copies in float32 of what the classifier reads"
+    assert memory(experiment, data.tasks[:1]) == 64 * 6 * 12, "a part of the pairs, in float32 and float64"
 
 
 def test_what_is_told_without_retrieval(experiment: Experiment, units: list[str]) -> None:
@@ -225,9 +275,9 @@ def test_with_retrieval_both_are_judged(
         cache_dir=experiment.cache(),
         data=replace(experiment.data, evaluation=str(beir)),
     )
-    (plan,) = evaluate.plan(both).splitlines()
+    plan = evaluate.plan(both)
     assert plan.startswith("evaluate: 20 queries against 120 passages (about ")
-    assert "task similar (sts, 40 texts to encode); base; would be written" in plan
+    assert "task similar (sts, 40 texts to encode); base (judging tasks holds" in plan
     evaluate.run(both)
     metrics = metrics_of(both)
     assert metrics["tasks"]["similar"]["base"] == metrics_of(experiment)["tasks"]["similar"]["base"]
@@ -236,14 +286,19 @@ def test_with_retrieval_both_are_judged(
     assert evaluate.summary(tmp_path / "run" / "evaluate").startswith("base ndcg@10 ")
 
 
-BAD = {
+BAD: dict[str, tuple[list[dict[str, Any]] | None, str]] = {
     "another kind": ([{"query": "q", "positive": "p"}], r"rows\.jsonl:1: query: is of type normal; allowed: .* class"),
     "a wrong label": (
         [*labelled(3, 4), {"text": "t", "label": [1]}],
         r"rows\.jsonl:5: label: found a list, allowed: a text or a whole number",
     ),
     "one label": (labelled(3, 1), r"rows\.jsonl: task 'own': all 1 rows have the label '0', and two are needed"),
+    "a BEIR folder": (
+        None,
+        r"qrels/train\.tsv:2: query: is of type normal; allowed: rows of type class, with text, label",
+    ),
     "no rows": ([], r"rows\.jsonl: evaluate\.tasks: holds no training row"),
+    "the rows learned from": (labelled(3, 6), r"rows\.jsonl: task 'own': its train rows are its test rows; give eval"),
     "a label that was never learned": (
         [*labelled(3, 4), {"text": "t", "label": "new"}],
         r"rows\.jsonl: task 'own': its train rows lack 1 labels that 1 test rows have, the first of them 'new'",
@@ -257,13 +312,17 @@ def test_bad_rows_are_refused_before_any_worker_starts(
     experiment: Experiment,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    beir: Path,
     kind: str,
     job: Any,  # noqa: ANN401
 ) -> None:
     monkeypatch.setattr("rayembed.jobs.evaluate.ray_session", lambda _: pytest.fail("Ray was started"))
     rows, message = BAD[kind]
-    entry: dict[str, Any] = {"name": "own", "kind": "clustering", "test": [write_lines(tmp_path / "rows.jsonl", rows)]}
-    if "learned" in kind:
+    source = str(beir) if rows is None else write_lines(tmp_path / "rows.jsonl", rows)
+    entry: dict[str, Any] = {"name": "own", "kind": "clustering", "test": [source]}
+    if kind == "the rows learned from":
+        entry |= {"kind": "classification", "train": entry["test"]}
+    elif "learned" in kind:
         entry |= {"kind": "classification", "train": [write_lines(tmp_path / "train.jsonl", labelled(4, 9))]}
     with pytest.raises(ValueError, match=message):
         job.run(replace(with_tasks(experiment, [entry]), output_dir=str(tmp_path / "run")))

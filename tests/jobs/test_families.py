@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,9 @@ def of_rerankers(folder: str, done: Experiment) -> Iterator[tuple[Any, list[floa
 @pytest.mark.parametrize("done", ["icl"], indirect=True)
 def test_the_card_of_an_icl_model_gives_the_queries_that_were_evaluated(done: Experiment, beir: Path) -> None:
     folder = Path(done.output_dir)
+    assert done.icl is not None
+    without = replace(done, icl=replace(done.icl, examples_for_task=[]))
+    assert "examples_for_task=None," in export.card(without, folder, ""), "its class reads [] as an empty example"
     snippet = (folder / "model" / "README.md").read_text().split("```python\n")[2].split("queries = ")[0]
     told = snippet.replace("PATH_OF_THIS_FOLDER", str(folder / "model")).replace(
         "\n)", '\n    use_fp16=False, devices="cpu")'

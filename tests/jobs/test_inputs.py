@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rayembed.config import Experiment
-from rayembed.config.data import DataConfig
+from rayembed.config.data import DataConfig, DatasetConfig
 from rayembed.config.mine import MineConfig
 from rayembed.config.model import ModelConfig
 from rayembed.config.train import TrainConfig
@@ -35,7 +35,7 @@ def make(tmp_path: Path) -> Make:
 @pytest.mark.parametrize(
     ("row", "settings", "message"),
     [
-        ({}, {}, "train_group_size is 2, but the row of query 'q0' has no negatives; add a section mine"),
+        ({}, {}, "is 2, but the row of query 'q0' has no negatives; add a section mine"),
         ({"neg": ["n"]}, {"knowledge_distillation": True}, "the row of query 'q0' has no teacher scores"),
         ({"neg": ["n"]}, {"count": 3}, "3 training rows do not fill one batch of 4 queries"),
         ({}, {"group": 1, "no_in_batch_neg": True}, "leave no negative at all"),
@@ -71,3 +71,12 @@ def test_the_latest_job_s_rows_are_read_and_its_absence_is_said(make: Make, tmp_
     for reading in (training_rows, planned_rows):
         rows, source = reading(experiment, after=("score", "mine"))
         assert (rows.read_part(0).column("query").to_pylist(), source) == (["mined"], str(folder))
+
+
+def test_a_dataset_s_own_group_size_says_whether_its_rows_need_negatives(make: Make) -> None:
+    experiment = make({})
+    rows, _ = training_rows(experiment, after=())
+    with pytest.raises(ValueError, match="has no negatives"):
+        check_rows(experiment, rows)
+    own = replace(experiment.data, datasets=[DatasetConfig(name="*", train_group_size=1)])
+    check_rows(replace(experiment, data=own), rows)

@@ -18,6 +18,7 @@ from rayembed.jobs import check, mine, score
 from rayembed.jobs.folders import ChangedError
 from rayembed.jobs.inputs import training_rows
 from rayembed.jobs.mined_rows import RowWorker
+from rayembed.jobs.pairs import PairCounts, PairScores, PairSource
 from rayembed.jobs.passed_through import retrieval_rows
 from rayembed.jobs.units import UnitError
 from tests.jobs.conftest import MakeExperiment
@@ -80,10 +81,18 @@ def make(make_experiment: MakeExperiment, folder: Path, tmp_path_factory: pytest
     cache, runs = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("runs")
     all_files = ["sts.jsonl", "mixed.jsonl", "marked-no_in_batch_neg", "labels-no_in_batch_neg"]
 
-    def made(name: str, *, rows_per_unit: int = 32, files: list[str] = all_files, **sections: Any) -> Experiment:  # noqa: ANN401
+    def made(
+        name: str,
+        *,
+        rows_per_unit: int = 32,
+        files: list[str] = all_files,
+        own_cache: bool = False,
+        **sections: Any,  # noqa: ANN401
+    ) -> Experiment:
         data = {"train": [str(folder / file) for file in files], "corpus": []}
         experiment = make_experiment(runs / name, data=data, encode={"queries_per_unit": rows_per_unit}, **sections)
-        return type(experiment)(**{**vars(experiment), "cache_dir": str(cache)})
+        used = runs / f"cache of {name}" if own_cache else cache
+        return type(experiment)(**{**vars(experiment), "cache_dir": str(used)})
 
     return made
 
@@ -145,7 +154,7 @@ def test_their_texts_are_no_passages(mined: Experiment, folder: Path) -> None:
 
 
 def test_the_others_are_mined_as_if_alone(mined: Experiment, make: Make) -> None:
-    alone = make("alone", files=["found.jsonl", "marked-no_in_batch_neg"], mine=MINE)
+    alone = make("alone", own_cache=True, files=["found.jsonl", "marked-no_in_batch_neg"], mine=MINE)
     expected, whole = mine.run(alone), Path(mined.output_dir) / "mine"
     assert [row for row in read_lines(whole) if row.get("type") not in OF_OWN_KIND] == read_lines(expected)
     assert stats(whole) == {**stats(expected), "passed_through": OTHERS}
@@ -181,14 +190,28 @@ def test_rows_that_pass_through_and_changed_are_not_taken_for_the_old_ones(mined
 
 
 def test_scores_are_of_the_rows_of_retrieval_alone(
-    make: Make, tiny_reranker: Path, caplog: pytest.LogCaptureFixture
+    make: Make, tiny_reranker: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(score, "ROWS_PER_PART", 16)  # several parts, so that their cut can be wrong
     teacher = {"model": str(tiny_reranker), "max_len": 64}
     denoised = {**MINE, "denoise": True, "denoise_margin": 0.002}
     whole = make("scored", mine=denoised, score=teacher)
-    alone = make("scored-alone", files=["found.jsonl", "marked-no_in_batch_neg"], mine=denoised, score=teacher)
+    alone = make(
+        "scored-alone", own_cache=True, files=["found.jsonl", "marked-no_in_batch_neg"], mine=denoised, score=teacher
+    )
+    counted = score.counted_scores
+    cuts: list[tuple[int, ...]] = []
+
+    def noted(experiment: Experiment, source: PairSource, *, what: str) -> tuple[PairScores, PairCounts]:
+        cuts.append(source.sizes)
+        return counted(experiment, source, what=what)
+
+    monkeypatch.setattr(score, "counted_scores", noted)
+    assert whole.cache_dir != alone.cache_dir
     with caplog.at_level(logging.INFO, logger="rayembed"):
         found, expected = [(mine.run(one), score.run(one))[1] for one in (whole, alone)]
+    assert cuts[0] == cuts[1]
+    assert len(cuts[0]) == 5
     check_round_trip(whole, "mine")
     check_round_trip(whole, "score")
     assert [row for row in read_lines(found) if row.get("type") not in OF_OWN_KIND] == read_lines(expected)

@@ -44,6 +44,10 @@ def section(name: str, **changes: Any) -> Change:  # noqa: ANN401
     return lambda experiment: replace(experiment, **{name: replace(getattr(experiment, name), **changes)})
 
 
+def on_workers(number: int, **train: Any) -> Change:  # noqa: ANN401
+    return lambda experiment: section("ray", num_workers=number)(section("train", **train)(experiment))
+
+
 @pytest.fixture(scope="module")
 def experiment(
     make_experiment: MakeExperiment, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
@@ -83,6 +87,7 @@ MATTERS = [
     *(("score", section("data", query_max_len=9)), ("score", section("score", max_len=9))),
     *(("train", section("train", temperature=0.5)), ("train", model(dropout=0.0))),
     ("train", section("train", deepspeed={"zero_optimization": {"stage": 1}})),
+    *(("train", on_workers(2)), ("train", on_workers(2, global_batch_size=32))),
 ]
 DOES_NOT = [
     ("mine", section("mine", use_gpu_for_searching=True)),
@@ -94,7 +99,8 @@ DOES_NOT = [
     ("mine", section("score", max_len=9)),
     ("mine", section("encode", queries_per_unit=7)),
     ("score", model(query_instruction_for_retrieval="the student's")),
-    ("train", section("train", save_steps=3, logging_steps=1)),
+    ("train", section("train", save_steps=3, save_minutes=5, logging_steps=1)),
+    *(("train", on_workers(2, global_batch_size=8)), ("train", on_workers(2, per_device_train_batch_size=4))),
     ("train", section("train", deepspeed={"zero_optimization": {"stage": 0}})),
 ]
 

@@ -12,32 +12,26 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tokenizers import decoders
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rayembed.config import Experiment
 from rayembed.config.model import ModelConfig
-from rayembed.config.score import ScoreConfig
 from rayembed.data.prepare import prepare
 from rayembed.data.store import Store
-from rayembed.jobs import check, evaluate, train
-from rayembed.jobs.export import card
+from rayembed.jobs import check, evaluate, score, train
 from rayembed.jobs.miner import miner, with_embedder
 from rayembed.jobs.pairs import score_pairs
-from rayembed.jobs.rerank import check_retriever, pair_scores, retriever
+from rayembed.jobs.rerank import base_of, check_rerankers, check_retriever, pair_scores, retriever
 from rayembed.jobs.teacher import embedding_teacher, teacher_reads
-from rayembed.jobs.vectors import Wanted, encode_stores
+from rayembed.jobs.vectors import Wanted, encode_stores, encoding_reads
 from rayembed.models.encoding import encode
 from rayembed.models.loading import load_embedder, tokenizer_of
-from rayembed.models.pairs import PROMPT, trained_reading
-from rayembed.models.rerankers import load_reranker
 from rayembed.models.settings_file import write_settings
-from rayembed.models.trained import build_tokenizer
 from tests.jobs.conftest import TRAIN, MakeExperiment
+from tests.jobs.reference_ranking import vectors
 from tests.jobs.toy_pairs import write_source
 from tests.jobs.without_ray import do_units_here
 from tests.models.tiny_decoders import qwen_tokenizer, save_decoder
-from tests.small_models import decoder_folder
 
 QUERIES, PASSAGES = ["ab cd", "abc" * 9], ["one two", "xyz" * 12, "q" * 7]  # a token a letter
 LONG_QUERY, LONG_PASSAGE, WHOLE = 8 + 20 // 4, 20 + 8 // 2, 28
@@ -111,10 +105,10 @@ def taught(
     out: Path,
     teacher: Path,
     pairs: list[tuple[str, str]],
-    **score: Any,  # noqa: ANN401
+    **settings: Any,  # noqa: ANN401
 ) -> list[float]:
     """Scores of a teacher, in the order of the pairs."""
-    experiment = make_experiment(out, score={"model": str(teacher), **score})
+    experiment = make_experiment(out, score={"model": str(teacher), **settings})
     out.mkdir()
     known = score_pairs(experiment, write_source(out / "pairs.json", [pairs]), what="score")
     found: list[float] = known.lookup(pairs).tolist()
@@ -207,6 +201,54 @@ def test_a_miner_comes_with_what_its_file_says(make_experiment: MakeExperiment, 
     assert with_embedder(trained, ModelConfig(name_or_path=str(decoder))).icl is None
 
 
+@pytest.mark.parametrize("role", AS)
+def test_an_embedder_that_was_trained_here_reads_texts_of_its_own_lengths(
+    role: str,
+    make_experiment: MakeExperiment,
+    tiny_reranker: Path,
+    tiny_model: Path,
+    stores: tuple[Store, Store],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    do_units_here(monkeypatch)
+    folder, (queries, corpus) = shutil.copytree(tiny_model, tmp_path / "trained"), stores
+    own = {"model": {"pooling": "mean"}, "data": {"query_max_len": 6, "passage_max_len": 15}}
+    write_settings(make_experiment(tmp_path / "run", **own), folder)
+
+    def made(**encode: int) -> Experiment:
+        uses = {"mine": {"model": str(folder)}, "score": {"model": str(folder), "kind": "embedder"}}
+        return reranking(make_experiment, tmp_path / "run", tiny_reranker, folder, **uses, encode=encode)
+
+    asked = AS[role](made())
+    assert encoding_reads(asked)["max_len"] == [6, 15]
+    for store, side, texts, length in ((queries, "query", QUERIES, 6), (corpus, "passage", PASSAGES, 15)):
+        (found,) = encode_stores(asked, [Wanted(store, side)])
+        expected = vectors(tiny_model, texts, length)
+        np.testing.assert_allclose(found.take(np.arange(len(texts))), expected, atol=1e-5)
+    told = AS[role](made(query_max_len=9))
+    assert encoding_reads(told)["max_len"] == [9, 15]
+
+
+def test_an_embedder_that_teaches_reads_passages_of_its_own_length(
+    make_experiment: MakeExperiment, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    do_units_here(monkeypatch)
+    folder = shutil.copytree(tiny_model, tmp_path / "trained")
+    own = {"model": {"pooling": "mean"}, "data": {"query_max_len": 6, "passage_max_len": 15}}
+    write_settings(make_experiment(tmp_path / "run", **own), folder)
+    pairs = [(query, passage) for query in QUERIES for passage in PASSAGES]
+    cases: list[tuple[dict[str, Any], int]] = [({}, 15), ({"max_len": 30}, 30)]
+    for settings, length in cases:
+        out = tmp_path / f"run-{length}"
+        found = taught(make_experiment, out, folder, pairs, **settings)
+        sides = ([query for query, _ in pairs], 6), ([passage for _, passage in pairs], length)
+        queries, passages = (vectors(tiny_model, texts, number) for texts, number in sides)
+        np.testing.assert_allclose(found, np.sum(queries * passages, axis=1), atol=1e-5)
+        reads = teacher_reads(make_experiment(out, score={"model": str(folder), **settings}))
+        assert (reads["query_max_len"], reads["max_len"]) == (6, length)
+
+
 def test_a_retriever_that_is_none_is_refused_before_any_work(
     make_experiment: MakeExperiment, tiny_reranker: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -221,23 +263,56 @@ def test_a_retriever_that_is_none_is_refused_before_any_work(
             ValueError, match=r"evaluate\.retriever .* is a classifier of pairs .* set it to an embedder"
         ):
             job.run(made(tiny_reranker))
-        with pytest.raises(ValueError, match=r"query_max_len of evaluate\.retriever is 129, but .* at most 128 tokens"):
+        with pytest.raises(ValueError, match=r"encode\.query_max_len is 129, but .* at most 128 tokens"):
             job.run(made(tiny_model, encode={"query_max_len": 129}))
     assert not (tmp_path / "run" / "evaluate").exists()
 
 
-def test_a_classifier_of_several_labels_is_refused_before_a_worker_starts(
-    make_experiment: MakeExperiment, tiny_reranker: Path, tiny_model: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def two_labels(tiny_reranker: Path, tmp_path: Path) -> Path:
+    """A classifier that is no reranker."""
     folder = shutil.copytree(tiny_reranker, tmp_path / "two")
     settings = json.loads((folder / "config.json").read_text())
     labels = {"id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1}}
     (folder / "config.json").write_text(json.dumps({**settings, **labels}))
+    return folder
+
+
+def test_a_reranker_that_cannot_score_is_refused_before_anything_is_encoded(
+    make_experiment: MakeExperiment, two_labels: Path, tiny_reranker: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        done = do_units_here(patch)
+        patch.setattr(score, "ray_session", lambda _: pytest.fail("Ray was started"))
+        judged = reranking(make_experiment, tmp_path / "run", two_labels, tiny_model)
+        long = reranking(make_experiment, tmp_path / "run", tiny_reranker, tiny_model)
+        long = replace(long, data=replace(long.data, passage_max_len=125))
+        scored = make_experiment(tmp_path / "run", score={"model": str(two_labels), "max_len": 64})
+        for job in (check, evaluate):
+            with pytest.raises(
+                ValueError, match=r"two has 2 labels, and a reranker has one .* set model\.name_or_path"
+            ):
+                job.run(judged)
+            with pytest.raises(ValueError, match=r"data\.query_max_len \+ data\.passage_max_len is 133, but"):
+                job.run(long)
+        for job in (check, score):
+            with pytest.raises(ValueError, match=r"two has 2 labels, and a reranker has one score; set score\.model"):
+                job.run(scored)
+    assert done == []
+    fine = reranking(make_experiment, tmp_path / "run", tiny_model, tiny_model)  # it gets a head in training
+    check_rerankers(fine, [base_of(fine)])
+
+
+def test_a_classifier_of_several_labels_is_refused_before_a_worker_starts(
+    make_experiment: MakeExperiment, two_labels: Path, tiny_reranker: Path, tiny_model: Path, tmp_path: Path
+) -> None:
     told: dict[str, Any] = {"train": {**TRAIN, "temperature": None}}
     train.check_model(reranking(make_experiment, tmp_path / "run", tiny_reranker, tiny_model, **told))
     train.check_model(reranking(make_experiment, tmp_path / "run", tiny_model, tiny_model, **told))
-    refused = reranking(make_experiment, tmp_path / "run", folder, tiny_model, **told)
-    with pytest.raises(ValueError, match=f"{re.escape(str(folder))} is a classifier of 2 labels; a reranker has one"):
+    refused = reranking(make_experiment, tmp_path / "run", two_labels, tiny_model, **told)
+    with pytest.raises(
+        ValueError, match=f"{re.escape(str(two_labels))} is a classifier of 2 labels; a reranker has one"
+    ):
         train.check_model(refused)
 
 
@@ -252,48 +327,3 @@ def test_rounds_are_not_for_rerankers(
         ValueError, match=r"mine\.rounds is 2, .* reranker-encoder has no vectors .* set mine\.rounds: 1"
     ):
         reranking(make_experiment, tmp_path / "run", tiny_reranker, tiny_model, **told, **twice)
-
-
-def card_of(experiment: Experiment, folder: Path) -> str:
-    """Of a run folder with no more than the card needs."""
-    out = Path(experiment.output_dir)
-    (out / "train").mkdir(parents=True)
-    (out / "train" / "metrics.jsonl").write_text("")
-    shutil.copytree(folder, out / "model")
-    tokenizer = build_tokenizer(experiment)
-    tokenizer.backend_tokenizer.decoder = decoders.WordPiece()  # FlagEmbedding makes texts of tokens again
-    tokenizer.save_pretrained(out / "model")
-    return card(replace(experiment, train=None), out, "well")
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("family", ["reranker-encoder", "reranker-decoder"])
-def test_by_the_card_flagembedding_reads_no_more_than_was_trained(
-    family: str, make_experiment: MakeExperiment, tiny_reranker: Path, tiny_model: Path, tmp_path: Path
-) -> None:
-    """Long pairs too are scored alike, but where a passage's own limit is the one that cuts."""
-    from FlagEmbedding import FlagLLMReranker, FlagReranker
-
-    decoder = family == "reranker-decoder"
-    folder = decoder_folder(tmp_path / "llama", "llama", "[CLS]") if decoder else tiny_reranker
-    lengths = {"query_max_len": 100, "passage_max_len": 300} if decoder else TRAINED
-    own = {"name_or_path": str(folder), "family": family, "pooling": None}
-    made = make_experiment(tmp_path / "run", model=own, data=lengths, evaluate={"retriever": str(tiny_model)})
-    text, model = card_of(made, folder), str(tmp_path / "run" / "model")
-    told = {name: int(re.findall(rf"\b{name}=(\d+)", text)[0]) for name in ("query_max_length", "max_length")}
-    prompt = len(AutoTokenizer.from_pretrained(folder)(PROMPT, add_special_tokens=False)["input_ids"])
-    kept = (175, 350, 400) if decoder else (LONG_QUERY, LONG_PASSAGE, WHOLE)
-    assert told == {"query_max_length": kept[0], "max_length": kept[2] - (2 * prompt if decoder else 0)}
-    assert re.search("a query keeps {} tokens, a passage {}, and both together, .* {}\\.".format(*kept), text)
-
-    pairs = [("ab" * n, "cd" * m) for n in (2, 50, 120) for m in (2, 30, 240)]
-    pairs = pairs if decoder else pairs[3:]  # a passage after a short query is cut by its own limit
-    theirs: Any = FlagLLMReranker if decoder else FlagReranker
-    found = theirs(model, use_fp16=False, devices="cpu", **told).compute_score(pairs, batch_size=4)
-    kind = "decoder-reranker" if decoder else "reranker"
-    config = ScoreConfig(model=model, kind=kind)  # type: ignore[arg-type] # one of the kinds
-    reading = trained_reading(made)
-    if decoder:  # what FlagLLMReranker puts where nothing is told
-        reading = replace(reading, query_instruction="A: ", passage_instruction="B: ")
-    ours = load_reranker(config, kind, device=torch.device("cpu"), reading=reading)
-    np.testing.assert_allclose(found, ours.score(pairs, tokens_per_batch=4096, dtype=torch.float32), atol=1e-4)

@@ -68,7 +68,7 @@ def test_pairs_are_cut_the_same_however_rows_are(cut: int, tmp_path: Path, monke
     writer = StoreWriter(tmp_path / "rows", ROWS, cut)
     for i in range(5):
         writer.add({"query_id": f"q{i}", "query": f"q{i}", "pos": ["a"], "neg": ["b"] * i, "dataset": "d"})
-    source = row_pairs(writer.finish())
+    source = row_pairs(writer.finish(), None)
     assert (source.parts, source.sizes) == (3, (3, 7, 5))
     pairs = RowPairs(**source.arguments)
     found = [pairs.pairs(part) for part in range(3)]
@@ -82,6 +82,7 @@ def test_a_row_without_a_score_is_refused(tmp_path: Path) -> None:
     for i in range(3):
         writer.add({"query_id": f"q{i}", "query": f"q{i}", "pos": ["a"], "neg": ["b"] * i, "dataset": "d"})
     rows = writer.finish()
-    worker = WriteWorker(rows=str(rows.folder), scores=str(tmp_path / "none"), threads=1, use_gpu=False)
+    folders = {"everything": str(rows.folder), "rows": str(rows.folder), "scores": str(tmp_path / "none")}
+    worker = WriteWorker(**folders, wording=None, threads=1, use_gpu=False)
     with pytest.raises(ValueError, match=r"3 of 3 pairs have no score in .*none, among them query 'q0'; the cache was"):
         worker({"part": 0}, "part-00000", tmp_path)

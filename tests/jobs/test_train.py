@@ -81,5 +81,5 @@ def test_rows_without_negatives_are_refused_before_a_worker_starts(
     experiment = replace(
         trained, output_dir=str(tmp_path / "run"), data=replace(trained.data, train=[str(rows)], corpus=[])
     )
-    with pytest.raises(ValueError, match=r"data\.train_group_size is 3.*has no negatives"):
+    with pytest.raises(ValueError, match=r"data\.train_group_size .* is 3.*has no negatives"):
         train.run(experiment)

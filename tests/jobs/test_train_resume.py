@@ -1,5 +1,7 @@
 """A training worker that is killed in mid-epoch costs what came after the last checkpoint, and nothing else."""
 
+import re
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -38,8 +40,8 @@ def steps_done(output_dir: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def kill_the_worker(command: Command, output_dir: Path, step: int) -> None:
-    """By SIGKILL, when the step is done: of this command's own descendants the one that trains."""
+def signal_the_worker(command: Command, output_dir: Path, step: int, number: int = signal.SIGKILL) -> None:
+    """When the step is done, of this command's own descendants the one that trains."""
     deadline = time.monotonic() + 150
     while steps_done(output_dir) == 0:
         assert command.process.poll() is None, command.log.read_text()
@@ -53,7 +55,7 @@ def kill_the_worker(command: Command, output_dir: Path, step: int) -> None:
     while steps_done(output_dir) < step:
         assert time.monotonic() < deadline, command.log.read_text()
         time.sleep(0.005)
-    worker.kill()
+    worker.send_signal(number)
 
 
 def assert_same_result(experiment: Experiment, unbroken: Experiment) -> None:
@@ -72,7 +74,7 @@ def test_the_same_command_goes_on_after_a_kill(
 ) -> None:
     experiment = replace(unbroken, output_dir=str(tmp_path / "run"))
     command = start_command("train", experiment)
-    kill_the_worker(command, tmp_path / "run", step=SAVE * 4 + 1)
+    signal_the_worker(command, tmp_path / "run", step=SAVE * 4 + 1)
     status, output = command.finish()
     assert status == 1
     assert "rayembed: error: training stopped" in output
@@ -90,13 +92,21 @@ def test_the_same_command_goes_on_after_a_kill(
     assert_same_result(experiment, unbroken)
 
 
-def test_with_max_failures_a_run_goes_on_by_itself(
+def test_with_max_failures_a_run_goes_on_by_itself_after_sigterm_and_sigkill(
     unbroken: Experiment, start_command: StartCommand, tmp_path: Path
 ) -> None:
-    experiment = replace(unbroken, output_dir=str(tmp_path / "run"), ray=replace(unbroken.ray, max_failures=1))
+    experiment = replace(unbroken, output_dir=str(tmp_path / "run"), ray=replace(unbroken.ray, max_failures=2))
     command = start_command("train", experiment)
-    kill_the_worker(command, tmp_path / "run", step=SAVE * 4 + 1)
+    signal_the_worker(command, tmp_path / "run", SAVE * 2 + 1, signal.SIGTERM)
+    deadline = time.monotonic() + 150
+    while "resumed after step" not in command.log.read_text():
+        assert command.process.poll() is None, command.log.read_text()
+        assert time.monotonic() < deadline, command.log.read_text()
+        time.sleep(0.05)
+    (step,) = re.findall(r"resumed after step (\d+)", command.log.read_text())
+    assert int(step) > SAVE * 2, "a checkpoint of the step in which SIGTERM came, or a later one"
+    signal_the_worker(command, tmp_path / "run", SAVE * 7 + 1)
     status, output = command.finish()
     assert status == 0, output
-    assert "resumed after step" in output
+    assert output.count("resumed after step") == 2
     assert_same_result(experiment, unbroken)

@@ -10,23 +10,23 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rayembed.config.families import LoraConfig
-from rayembed.config.model import ModelConfig
 from rayembed.models.adapters import (
     TARGETS,
     MergeError,
     add_tokens,
     check_adapter,
-    merge_folder,
+    check_folders,
+    merge_folders,
     merged,
     save_adapter,
     with_adapter,
 )
-from rayembed.models.decoders import append_eos, set_bidirectional
+from rayembed.models.decoders import append_eos
 from rayembed.models.embedder import Chunk
-from tests.models.tiny_decoders import qwen_tokenizer, save_decoder, tiny_decoder
+from tests.models.tiny_decoders import qwen_tokenizer, tiny_decoder
 
 NEW = ["<query>", "<passage>"]
 KNOWN = len(qwen_tokenizer())  # tokens before new ones
@@ -201,7 +201,7 @@ def test_a_saved_adapter_loads_in_peft_and_goes_on_in_training(tmp_path: Path) -
     (tmp_path / "adapter" / "kept.json").write_text("{}")
     save_adapter(model, tmp_path / "adapter", base="some/base")
     files = {path.name for path in (tmp_path / "adapter").iterdir()}
-    assert files == {"adapter_config.json", "adapter_model.safetensors", "kept.json"}
+    assert files == {"adapter_config.json", "adapter_base.json", "adapter_model.safetensors", "kept.json"}
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == "some/base"
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
@@ -246,76 +246,58 @@ def test_raw_adapters_are_merged_in_order_before_the_new_one(tmp_path: Path) -> 
     assert not any("lora" in name and not parameter.requires_grad for name, parameter in model.named_parameters())
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_a_merged_folder_loads_everywhere_with_the_same_vectors(tmp_path: Path, bidirectional: bool) -> None:
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer import modules
-
-    base = str(save_decoder(tmp_path / "base", qwen_tokenizer()))
-    raw = trained(seed=1)
-    save_adapter(raw, tmp_path / "raw", base=base)
-    backbone, tokenizer, new = base_with_tokens()
-    if bidirectional:
-        set_bidirectional(backbone)
-    model: Any = with_adapter(backbone, LoraConfig(lora_rank=4, raw_peft=[str(tmp_path / "raw")]), new_tokens=new)
-    draw(model, 9)
-    save_adapter(model, tmp_path / "adapter", base=base)
-    tokenizer.save_pretrained(tmp_path / "adapter")
-    (tmp_path / "adapter" / "1_Pooling").mkdir()
-    (tmp_path / "adapter" / "1_Pooling" / "config.json").write_text("{}")
-    settings = ModelConfig(name_or_path=base, family="decoder", bidirectional=bidirectional)
-    out = tmp_path / "merged"
-    merge_folder(settings, tmp_path / "adapter", out, raw_peft=[str(tmp_path / "raw")])
-    assert (out / "1_Pooling" / "config.json").is_file()
-    assert not list(out.glob("adapter_*"))
-    assert_alike(outputs(AutoModel.from_pretrained(out)), outputs(model))
-    parts = [modules.Transformer(str(out)), modules.Pooling(32, pooling_mode="lasttoken")]
-    texts = ["<query>what", "a longer text <passage>with both"]
-    found = SentenceTransformer(modules=parts, device="cpu").encode(texts, convert_to_tensor=True)
-    for text, vector in zip(texts, found, strict=True):
-        ids = torch.tensor([tokenizer(text)["input_ids"]])
-        assert ids[0, -1] == tokenizer.eos_token_id
-        with torch.no_grad():
-            expected = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0, -1]
-        assert_alike(vector, expected)
-
-
-def test_merging_grows_a_vocabulary_that_has_no_rows_to_spare(tmp_path: Path) -> None:
-    tiny_decoder(vocab_size=KNOWN).save_pretrained(tmp_path / "base")
-    append_eos(qwen_tokenizer()).save_pretrained(tmp_path / "base")
-    backbone, tokenizer, new = base_with_tokens(vocab_size=KNOWN)
-    model: Any = with_adapter(backbone, CONFIG, new_tokens=new)
-    draw(model, 3)
-    save_adapter(model, tmp_path / "adapter", base=str(tmp_path / "base"))
-    tokenizer.save_pretrained(tmp_path / "adapter")
-    settings = ModelConfig(name_or_path=str(tmp_path / "base"), family="decoder")
-    merge_folder(settings, tmp_path / "adapter", tmp_path / "merged")
-    assert AutoModel.from_pretrained(tmp_path / "merged").config.vocab_size == KNOWN + 2
-    assert_alike(outputs(AutoModel.from_pretrained(tmp_path / "merged")), outputs(model))
-    assert AutoTokenizer.from_pretrained(tmp_path / "merged").tokenize("<query>a") == ["<query>", "a"]
-
-
-def test_a_merge_without_effect_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = str(save_decoder(tmp_path / "base", append_eos(qwen_tokenizer())))
+def test_a_merge_without_effect_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapted = with_adapter(tiny_decoder(), CONFIG, new_tokens=[])
     draw(adapted, 4)
-    save_adapter(adapted, tmp_path / "adapter", base=base)
+    save_adapter(adapted, tmp_path / "adapter", base="base")
     monkeypatch.setattr(peft.LoraModel, "merge_and_unload", lambda model, safe_merge: model.unload())
     with pytest.raises(MergeError, match="changed vectors"):
-        merge_folder(ModelConfig(name_or_path=base, family="decoder"), tmp_path / "adapter", tmp_path / "merged")
-    assert not (tmp_path / "merged").exists()
+        merge_folders(tiny_decoder(), [str(tmp_path / "adapter")])
 
 
 def test_a_broken_adapter_is_not_merged(tmp_path: Path) -> None:
-    base = str(save_decoder(tmp_path / "base", append_eos(qwen_tokenizer())))
-    save_adapter(with_adapter(tiny_decoder(), CONFIG, new_tokens=[]), tmp_path / "adapter", base=base)
-    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    save_file(
-        {name: value + torch.nan for name, value in tensors.items()}, tmp_path / "adapter/adapter_model.safetensors"
-    )
+    save_adapter(with_adapter(tiny_decoder(), CONFIG, new_tokens=[]), tmp_path / "adapter", base="base")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({name: value + torch.nan for name, value in load_file(file).items()}, file)
     with pytest.raises(ValueError, match="NaNs"):
-        merge_folder(ModelConfig(name_or_path=base, family="decoder"), tmp_path / "adapter", tmp_path / "merged")
-    assert not (tmp_path / "merged").exists()
+        merge_folders(tiny_decoder(), [str(tmp_path / "adapter")])
+
+
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")
+@pytest.mark.parametrize("setting", ["raw_peft", "from_peft"])
+def test_an_adapter_of_another_class_is_refused_and_not_left_out(tmp_path: Path, setting: str) -> None:
+    save_adapter(trained(seed=1), tmp_path, base="base")  # of an embedder
+    config = LoraConfig(**{setting: [str(tmp_path)] if setting == "raw_peft" else str(tmp_path)})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="does not fit Qwen2ForCausalLM"):
+        with_adapter(tiny_decoder(head="ForCausalLM"), config, new_tokens=[])
+
+
+def test_what_was_trained_whole_is_not_lost(tmp_path: Path) -> None:
+    save_adapter(with_adapter(tiny_decoder(), CONFIG, new_tokens=[]), tmp_path, base="base")
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({**load_file(file), "base_model.model.score.weight": torch.ones(1, 32)}, file)
+    with pytest.raises(ValueError, match=r"does not fit .*among them base_model\.model\.score\.weight"):
+        merge_folders(tiny_decoder(), [str(tmp_path)])
+
+
+def test_an_adapter_comes_after_those_that_its_base_had_in_it(tmp_path: Path) -> None:
+    first, second = str(tmp_path / "1"), str(tmp_path / "2")
+    save_adapter(trained(seed=1), Path(first), base="base")
+    save_adapter(trained(seed=2), Path(second), base="base", raw_peft=[first])
+    check_folders([first, second], setting="merge.adapters")
+    check_folders([second], setting="lora.from_peft", before=[first])
+    check_folders([first, first], setting="merge.adapters")
+    for wrong in ([second], [second, first], [first, first, second]):
+        with pytest.raises(ValueError, match=r"merge\.adapters: the adapter in .* was trained on a base with"):
+            check_folders(wrong, setting="merge.adapters")
+
+
+def test_rows_of_tokens_in_flag_embeddings_pickle_are_refused(tmp_path: Path) -> None:
+    save_adapter(trained(), tmp_path, base="base")
+    (tmp_path / "embedding").mkdir()
+    (tmp_path / "embedding" / "emb.pth").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"embedding/emb\.pth, a pickle"):
+        check_folders([str(tmp_path)], setting="lora.raw_peft")
 
 
 def test_what_no_worker_could_start_with_is_refused(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 import peft
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from rayembed.config import Experiment
-from rayembed.models.merging import check_adapters, merge_adapters, tokens_of_adapters
-from tests.models.tiny_decoders import qwen_tokenizer, save_decoder, tiny_decoder
+from rayembed.models.adapters import check_folders
+from rayembed.models.merging import tokens_of_adapters
+from tests.models.tiny_decoders import qwen_tokenizer, save_decoder
 
 
 def save_random_adapter(backbone: Any, folder: Path, *, seed: int, targets: list[str]) -> Path:  # noqa: ANN401
@@ -35,7 +37,15 @@ def folder_with_tokens(folder: Path, *tokens: str) -> str:
     tokenizer = qwen_tokenizer()
     tokenizer.add_tokens(list(tokens), special_tokens=True)
     tokenizer.save_pretrained(folder)
+    save_file({"base_model.model.embed_tokens.rows": torch.ones(1)}, folder / "adapter_model.safetensors")
     return str(folder)
+
+
+def test_new_tokens_without_rows_are_refused(experiment: Experiment, tmp_path: Path) -> None:
+    folder = Path(folder_with_tokens(tmp_path / "1", "<a>"))
+    save_file({"base_model.model.layers.0.q_proj.lora_A.weight": torch.ones(1)}, folder / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"has the tokens <a>, which the model has not, and the adapter has no rows"):
+        tokens_of_adapters(experiment, [str(folder)])
 
 
 def test_tokens_come_in_the_order_of_their_numbers_before_the_experiment_s(
@@ -53,19 +63,10 @@ def test_two_vocabularies_are_refused(experiment: Experiment, tmp_path: Path, to
         tokens_of_adapters(experiment, [first, second])
 
 
-def test_an_adapter_of_another_class_is_refused_and_not_left_out(tmp_path: Path) -> None:
-    folder = save_random_adapter(tiny_decoder(head="ForCausalLM"), tmp_path / "a", seed=1, targets=["q_proj"])
-    with (
-        pytest.warns(UserWarning, match="Found missing adapter keys"),
-        pytest.raises(ValueError, match=r"does not fit Qwen2Model: 8 matrices have no counterpart, among them base_mo"),
-    ):
-        merge_adapters(tiny_decoder(), [str(folder)])
-
-
 def test_what_cannot_be_merged_is_refused_by_its_files(tmp_path: Path) -> None:
     (tmp_path / "prompt").mkdir()
     (tmp_path / "prompt" / "adapter_config.json").write_text(json.dumps({"peft_type": "PROMPT_TUNING"}))
     with pytest.raises(ValueError, match=r"merge\.adapters: .*prompt is of the kind PROMPT_TUNING; allowed: LORA"):
-        check_adapters([str(tmp_path / "prompt")], setting="merge.adapters")
+        check_folders([str(tmp_path / "prompt")], setting="merge.adapters")
     with pytest.raises(FileNotFoundError, match=r"merge\.adapters: nowhere holds no adapter \(no adapter_config\.json"):
-        check_adapters(["nowhere"], setting="merge.adapters")
+        check_folders(["nowhere"], setting="merge.adapters")

@@ -191,6 +191,15 @@ def test_a_step_that_ran_again_counts_once_as_it_ran_last() -> None:
     assert facts["time in steps"] == "6.0 s"
 
 
+def test_steps_with_alarms_are_counted_by_name() -> None:
+    rows = training_rows(4)
+    rows[1]["alarms"], rows[3]["alarms"] = ["zero_loss"], ["score_collapse", "zero_loss"]
+    section = training_section(rows)
+    assert section is not None
+    alarms = [fact for fact in section.facts if "alarm" in fact[0]]
+    assert alarms == [("steps with alarm score collapse", "1"), ("steps with alarm zero loss", "2")]
+
+
 def test_steps_are_drawn_in_their_order() -> None:
     ordered, shuffled = training_section(training_rows(30)), training_section(training_rows(30)[::-1])
     assert ordered == shuffled

@@ -39,6 +39,17 @@ def test_every_step_is_a_line(tmp_path: Path) -> None:
     ]
 
 
+def test_names_of_alarms_are_in_the_line_and_not_in_tensorboard(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, last_step=0) as metrics:
+        metrics.write({"step": 1, "loss": 0.0}, alarms=["zero_loss"])
+        metrics.write({"step": 2, "loss": 1.0}, alarms=[])
+    assert [*map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())] == [
+        {"step": 1, "loss": 0.0, "alarms": ["zero_loss"]},
+        {"step": 2, "loss": 1.0},
+    ]
+    assert {value.tag for event in events(tmp_path) for value in event.summary.value} == {"train/loss"}
+
+
 def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path: Path) -> None:
     with MetricsLog(tmp_path, last_step=0) as metrics:
         metrics.write({"step": 1, "loss": 0.5})

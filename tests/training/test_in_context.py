@@ -21,6 +21,7 @@ from rayembed.data.in_context import draw_examples
 from rayembed.data.mixing import batch_plan
 from rayembed.data.plan import choose_group
 from rayembed.data.store import ROWS, StoreWriter
+from rayembed.data.tasks import CLASS
 from rayembed.data.tokens import TokenStore, write_tokens
 from rayembed.models.decoders import append_eos
 from rayembed.models.encoding import tokenize
@@ -168,20 +169,50 @@ def test_on_two_workers_a_query_has_the_same_examples(tmp_path: Path) -> None:
 
 def test_an_example_never_gives_the_answer_away(tmp_path: Path) -> None:
     rows = rows_of_kinds()
+    of_query = {}
     for i, own in enumerate(one for one in rows if one["dataset"] == "find"):  # pairs of rows share a positive
         own["pos"][1] = f"good {LETTERS[i // 2 * 2]}"
-    source = made_source(tmp_path, rows)
-    seen = 0
+        of_query[own["query"]] = own["pos"]
+    source, shared = made_source(tmp_path, rows), set()
     for _, batch in batches_of(source, "find"):
         for read in written(batch, 0):
-            *examples, own = (part.split(SUFFIX)[0].removeprefix("Find. q ") for part in read.split("\n\n"))
-            seen += len(examples)
-            assert LETTERS.index(own) // 2 not in {LETTERS.index(other) // 2 for other in examples}
-    assert seen > 10
+            *examples, own = read.split("\n\n")
+            known = of_query[own.removeprefix("Find. ").removesuffix(SUFFIX)]
+            assert not {*known} & {example.split(SUFFIX)[1] for example in examples}
+            shared |= {known[1] in of_query[example.split(SUFFIX)[0].removeprefix("Find. ")] for example in examples}
+    assert shared == {False, True}, "a row that shares a positive may show another of its own"
     labelled = made_source(tmp_path / "labelled", [one for one in rows if one["dataset"] == "class"])
     for _, batch in batches_of(labelled, "class"):
         for read, positive in zip(written(batch, 0), written(batch, 1)[::3], strict=True):
             assert positive not in read
+
+
+def test_an_example_may_be_of_the_query_s_own_class(tmp_path: Path) -> None:
+    """As in FlagEmbedding's form, the positive of a class is its name; else the answer would be what is not shown."""
+    rows = []
+    for i, letter in enumerate(LETTERS):
+        name, other = ("even", "odd") if i % 2 == 0 else ("odd", "even")
+        rows.append(row(letter, "name", "symmetric_class", pos=[name], neg=[other], neg_ids=[other]))
+    source, same = made_source(tmp_path, rows), set()
+    for _, batch in batches_of(source, "name"):
+        for read, positive in zip(written(batch, 0), written(batch, 1)[:: batch.dataset.group_size], strict=True):
+            same |= {example.split(SUFFIX)[1] == positive for example in read.split("\n\n")[:-1]}
+    assert same == {False, True}
+
+
+def test_what_is_read_as_a_query_keeps_its_suffix_when_passages_are_shuffled(tmp_path: Path) -> None:
+    rows = rows_of_kinds()
+    for own in rows:
+        own["pos"] = [f"{text} {LETTERS * 2}" for text in own["pos"]]
+    source = replace(made_source(tmp_path, rows), shuffle_ratio=1.0)
+    ends = {
+        name: {read.endswith(SUFFIX) for _, batch in batches_of(source, name) for read in written(batch, 1)[::3]}
+        for name in ("alike", "find")
+    }
+    assert ends == {"alike": {True}, "find": {False}}
+    plain = replace(source, shuffle_ratio=0.0)
+    number = batches_of(source, "find")[0][0]
+    assert written(source.batch(number), 1) != written(plain.batch(number), 1), "others are shuffled"
 
 
 def test_keys_are_of_the_queries_without_examples(tmp_path: Path) -> None:
@@ -252,3 +283,10 @@ def flag_embedding_batch(
     queries, passages, _ = peer._create_batch_data(raw)
     assert next(scripted, None) is None, "all draws were asked for"
     return queries, passages
+
+
+def test_an_example_of_a_class_has_no_instruction_for_retrieval(tmp_path: Path) -> None:
+    source = made_source(tmp_path, rows_of_kinds()).in_context
+    assert source is not None
+    told: dict[str, Any] = {"query": "q", "prompt": None, "pos": ["p"], "label": "x"}
+    assert [source._example(0, 0, type=kind, **told).query for kind in (CLASS, None)] == ["q", "Find. q"]

@@ -3,14 +3,18 @@
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from rayembed.config import Experiment
 from rayembed.data.plan import BatchPlan, choose_group
 from rayembed.models.loading import dropout_keys, load_config
+from rayembed.training.engine import Engine
 from tests.training.processes import in_workers
 from tests.training.small_training import Run, experiment, random_rows, train_one, write_row_tokens
 
@@ -115,7 +119,8 @@ def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(
 
 def test_every_step_has_its_figures(tiny_model: Path, tmp_path: Path) -> None:
     write_row_tokens(random_rows(12), tiny_model, tmp_path / "tokens")
-    setup = experiment(tiny_model, workers=2, stage=1, global_batch_size=4, max_steps=4, learning_rate=1e-3)
+    settings = {"global_batch_size": 4, "max_steps": 4, "learning_rate": 1e-3, "packed": False}
+    setup = experiment(tiny_model, workers=2, stage=1, **settings)
     run = Run(tmp_path / "run", tmp_path / "tokens")
     in_workers(2, train_one, setup, run)
     lines = run.metrics()
@@ -130,12 +135,53 @@ def test_every_step_has_its_figures(tiny_model: Path, tmp_path: Path) -> None:
         assert math.isfinite(line["loss"])
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(tiny_model: Path, tmp_path: Path) -> None:
+def failed(setup: Experiment, run: Run) -> tuple[str, int]:
+    """The message, and how often the engine was told to step."""
+    calls = []
+
+    def step(engine: Engine) -> bool:
+        calls.append(engine)
+        return stepped(engine)
+
+    stepped, Engine.step = Engine.step, step  # type: ignore[method-assign]
+    with pytest.raises(FloatingPointError) as error:
+        train_one(setup, run)
+    return str(error.value), len(calls)
+
+
+def test_a_loss_that_is_no_number_stops_all_before_the_update_and_names_the_rows(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     write_row_tokens(random_rows(12), tiny_model, tmp_path / "tokens")
-    setup = experiment(
-        tiny_model, workers=1, stage=0, global_batch_size=4, max_steps=3, learning_rate=1e30, max_grad_norm=0
-    )
-    with pytest.raises(
-        AssertionError, match=r"FloatingPointError: the loss of step [23] is nan; lower train\.learning_rate"
-    ):
-        in_workers(1, train_one, setup, Run(tmp_path / "run", tmp_path / "tokens"))
+    settings: dict[str, Any] = {"global_batch_size": 4, "max_steps": 3, "learning_rate": 1e30, "max_grad_norm": 0}
+    setup = experiment(tiny_model, workers=2, stage=0, gradient_accumulation_steps=2, **settings)
+    run = Run(tmp_path / "run", tmp_path / "tokens")
+    found = in_workers(2, failed, setup, run)
+    assert found[0] == found[1], "workers agree"
+    message, calls = found[0]
+    rows = ["rows " + ", ".join(map(str, BatchPlan(12, 4, 42).rows(number))) for number in (2, 3)]
+    assert f"the loss of step 2 is not finite in batch 2 ({rows[0]}); batch 3 ({rows[1]}); nothing was saved" in message
+    assert "Lower train.learning_rate" in message
+    assert calls == 3, "the two batches of step 1, and the first of step 2"
+    assert [line["step"] for line in run.metrics()] == [1]
+
+
+def test_a_collapsed_model_is_named_in_the_log_of_steps(tiny_model: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    shutil.copytree(tiny_model, flat)
+    path = flat / "model.safetensors"
+    weights = {name: value * 0 if value.ndim > 1 else value + 1 for name, value in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+    write_row_tokens(random_rows(12), tiny_model, tmp_path / "tokens")
+    settings: dict[str, Any] = {"global_batch_size": 4, "max_steps": 3, "logging_steps": 2, "learning_rate": 1e-9}
+    setup = experiment(flat, workers=1, stage=0, **settings)
+    setup = replace(setup, model=replace(setup.model, dropout=0.0))
+    run = Run(tmp_path / "run", tmp_path / "tokens")
+    in_workers(1, train_one, setup, run)
+    assert [line.get("alarms", []) for line in run.metrics()] == [[], ["score_collapse"], ["score_collapse"]]
+
+
+def test_minutes_save_in_the_loop_too(tiny_model: Path, tmp_path: Path) -> None:
+    write_row_tokens(random_rows(12), tiny_model, tmp_path / "tokens")
+    setup = experiment(tiny_model, workers=1, stage=0, global_batch_size=4, max_steps=4, save_minutes=1e-9)
+    assert in_workers(1, train_one, setup, Run(tmp_path / "run", tmp_path / "tokens")) == [[1, 2, 3]]
