@@ -16,6 +16,7 @@ from rayembed.jobs.check_tasks import task_notes
 from rayembed.jobs.evaluate_retrieval import evaluate_retrieval
 from rayembed.jobs.evaluate_tasks import Task, evaluate_tasks, memory, read_tasks, task_lines, tasks_reads
 from rayembed.jobs.folders import Reads, state, written_once
+from rayembed.jobs.inputs import NotYetError
 from rayembed.jobs.rerank import base_of, check_rerankers, check_retriever, retriever
 from rayembed.jobs.session import ray_session
 from rayembed.jobs.vectors import encoding_reads
@@ -69,6 +70,8 @@ def plan(experiment: Experiment) -> str:
     config, data = _section(experiment), _data(experiment)
     if experiment.train is not None and not (Path(experiment.output_dir) / "model").is_dir():
         names, where = "base and (after train) tuned", "would be written"
+        if experiment.trains_reranker():
+            check_retriever(experiment)
     else:
         names = " and ".join(_models(experiment))
         where = state(Path(experiment.output_dir) / "evaluate", _reads(experiment, config, data))
@@ -80,6 +83,8 @@ def plan(experiment: Experiment) -> str:
     asked += [
         f"task {task.config.name} ({task.config.kind}, {task.num_texts:,} texts to encode)" for task in data.tasks
     ]
+    if experiment.trains_reranker():
+        names += f" (the ranking of {config.retriever}, and its {config.rerank_top_k} best a query brought into order)"
     held = f" (judging tasks holds up to {memory(experiment, data.tasks) / 1e6:,.1f} MB at once)" if data.tasks else ""
     return f"evaluate: {', '.join(asked)}; {names}{held}; {where}"
 
@@ -98,8 +103,9 @@ def _retrieval_lines(metrics: dict[str, Any]) -> list[str]:
     if found is None:
         name = metrics["metric"]
         return [f"base {name} {metrics['base'][name]:.4f} (no tuned model yet)"]
+    of = f" ({metrics['base_is']})" if "base_is" in metrics else ""
     return [
-        f"{found['metric']} {found['base']:.4f} -> {found['tuned']:.4f} ({found['difference']:+.4f}, "
+        f"{found['metric']} {found['base']:.4f}{of} -> {found['tuned']:.4f} ({found['difference']:+.4f}, "
         f"p = {found['p_value']:.4g}; won {found['wins']}, tied {found['ties']}, lost {found['losses']} of "
         f"{found['num_queries']} queries)"
     ]
@@ -133,7 +139,7 @@ def _models(experiment: Experiment) -> dict[str, str]:
     if tuned.is_dir():
         models["tuned"] = str(tuned)
     elif experiment.train is not None:
-        raise ValueError(
+        raise NotYetError(
             f"{tuned} is not there, and the experiment has a section train; run `rayembed train` first (or "
             "`rayembed run`), or remove the section to evaluate the base model alone"
         )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rayembed.config import Experiment
 from rayembed.config.jobs import EvaluateConfig
+from rayembed.config.uris import public_name
 from rayembed.data.prepare import Evaluation
 from rayembed.data.storage import write_atomic
 from rayembed.data.store import Store
@@ -60,7 +61,12 @@ def evaluate_retrieval(
         for name, model in models.items()
         if heads_of(experiment, model)
     }
-    return _write(config, evaluation, judged, folder, experiment.seed) | ({"heads": heads} if heads else {})
+    further: dict[str, Any] = {"heads": heads} if heads else {}
+    if experiment.trains_reranker():
+        further["rerank_top_k"] = config.rerank_top_k
+        if models["base"] == config.retriever:
+            further["base_is"] = f"{public_name(models['base'])} alone, what it finds first"
+    return _write(config, evaluation, judged, folder, experiment.seed) | further
 
 
 def _judge(experiment: Experiment, config: EvaluateConfig, evaluation: Evaluation, model: str) -> Judged:

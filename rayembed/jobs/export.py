@@ -177,6 +177,7 @@ def card(experiment: Experiment, out: Path, agreement: str) -> str:
         measured_tasks={name: task for name, task in metrics.get("tasks", {}).items() if "tuned" in task},
         steps=len(steps),
         last=json.loads(steps[-1]) if steps else {},
+        negatives=" or ".join(map(str, sorted({json.loads(step).get("negatives_per_query", "") for step in steps}))),
         agreement=agreement,
         reads_pairs=experiment.trains_reranker(),
         reranker=_reranker_facts(experiment, out / "model") if experiment.trains_reranker() else {},

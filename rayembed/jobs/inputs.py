@@ -22,6 +22,10 @@ from rayembed.training.objective import negatives_per_query
 LONG = 2**30  # tokens: longer than any text
 
 
+class NotYetError(ValueError):
+    """A job reads what another one, of which the experiment has a section, has not written yet."""
+
+
 def training_rows(experiment: Experiment, *, after: tuple[str, ...]) -> tuple[Store, str]:
     """The rows to score or train on, checked.
 
@@ -40,7 +44,7 @@ def training_rows(experiment: Experiment, *, after: tuple[str, ...]) -> tuple[St
         if getattr(experiment, job) is None:
             continue
         if not (out / job).is_dir():
-            raise ValueError(
+            raise NotYetError(
                 f"{out / job} is not there, and the experiment has a section {job}; run `rayembed {job}` first (or "
                 f"`rayembed run`), or remove the section"
             )
@@ -62,6 +66,11 @@ def planned_rows(experiment: Experiment, *, after: tuple[str, ...]) -> tuple[Sto
         return training_rows(experiment, after=after)
     rows, source = training_rows(experiment, after=())
     return rows, f"{source} (after {' and '.join(reversed(waiting))})"
+
+
+def not_done(experiment: Experiment, job: str) -> bool:
+    """Whether the experiment has a section of a job that has written nothing yet."""
+    return getattr(experiment, job) is not None and not (Path(experiment.output_dir) / job).is_dir()
 
 
 def check_rows(experiment: Experiment, rows: Store, *, coming: tuple[str, ...] = ()) -> None:

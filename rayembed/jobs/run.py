@@ -11,6 +11,7 @@ from rayembed.config.loading import dump
 from rayembed.data.storage import write_atomic
 from rayembed.jobs import check, evaluate, export, harvest, mine, score, train
 from rayembed.jobs.folders import ChangedError
+from rayembed.jobs.inputs import NotYetError
 from rayembed.jobs.rounds import FOLDER, Round, rounds_of
 from rayembed.jobs.session import shared_session
 from rayembed.report import build_report
@@ -56,17 +57,26 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
 
 
 def plan(experiment: Experiment) -> str:
-    """The plan of every job; of one whose input is not there yet, what is missing."""
-    lines, rounds = [], _rounds(experiment)
+    """The plan of every job; of one whose input is not there yet, what is missing.
+
+    Raises:
+        ValueError: a job could not be done, whatever the jobs before it write; holds all plans.
+    """
+    lines, rounds, mistakes = [], _rounds(experiment), False
+    to_harvest = experiment.harvest is not None and not Path(experiment.harvest.output).is_dir()
     for name in _jobs(experiment):
         try:
             lines.append(JOBS[name].plan(experiment if name == "harvest" else rounds[0].compares))
-        except (ValueError, FileNotFoundError) as error:
-            lines.append(f"{name}: cannot be planned yet: {error}")
+        except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+            waits = isinstance(error, NotYetError) or to_harvest
+            mistakes |= not waits
+            lines.append(f"{name}: cannot be {'planned yet' if waits else 'done'}: {error}")
     if len(rounds) > 1:
         lines.append(
             f"rounds: {len(rounds)} times mine to evaluate; each but the first with the model of the one before"
         )
+    if mistakes:
+        raise ValueError("\n".join(["this run would fail", *lines]))
     return "\n".join(lines)
 
 

@@ -23,7 +23,7 @@ from rayembed.data.storage import working_folder
 from rayembed.data.store import Store
 from rayembed.jobs import estimates
 from rayembed.jobs.folders import ChangedError, Reads, state, written_once
-from rayembed.jobs.inputs import check_rows, planned_batches, planned_rows, training_rows
+from rayembed.jobs.inputs import check_rows, not_done, planned_batches, planned_rows, training_rows
 from rayembed.jobs.session import log_from_worker, ray_session
 from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.tokenize import Tokenized, tokenize_rows
@@ -92,6 +92,8 @@ def plan(experiment: Experiment) -> str:
     """What `run` would do."""
     config = _section(experiment)
     rows, source = planned_rows(experiment, after=("score", "mine"))
+    check_rows(experiment, rows, coming=tuple(job for job in ("score", "mine") if not_done(experiment, job)))
+    check_model(experiment)
     datasets = read_datasets(rows, experiment)
     batches = planned_batches(experiment, rows, datasets)
     total = total_batches(

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 from torch import Tensor, nn
 from transformers import AddedToken, PreTrainedTokenizerBase
@@ -19,6 +18,7 @@ from rayembed.models.embedder import Chunk
 from rayembed.models.loading import weights_fingerprint
 
 CONFIG, BASE = "adapter_config.json", "adapter_base.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 FLAG_TOKENS = "embedding/emb.pth"
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ADAPTER = "default"  # peft's name of the one adapter there is
@@ -71,6 +71,10 @@ def check_folders(folders: Sequence[str], *, setting: str, before: Sequence[str]
         file = Path(folder) / CONFIG
         if not file.is_file():
             raise FileNotFoundError(f"{setting}: {folder} holds no adapter (no {CONFIG})")
+        if not any((Path(folder) / name).is_file() for name in WEIGHTS):
+            raise FileNotFoundError(
+                f"{setting}: {folder} holds no weights of an adapter (no {' and no '.join(WEIGHTS)})"
+            )
         kind = json.loads(file.read_text()).get("peft_type")
         if kind != "LORA":
             raise ValueError(f"{setting}: {folder} is of the kind {kind}; allowed: LORA, which weights can take in")
@@ -137,6 +141,8 @@ def with_adapter(backbone: nn.Module, config: LoraConfig, *, new_tokens: Sequenc
     Raises:
         ValueError: a name that no module has, or new tokens that `from_peft` does not train.
     """
+    import peft  # seconds, which processes without adapters do without
+
     model: Any = merge_folders(backbone, config.raw_peft)
     if config.from_peft is not None:
         adapted = _loaded(model, config.from_peft, trainable=True)
@@ -231,6 +237,8 @@ def merge_folders(backbone: nn.Module, folders: Sequence[str]) -> nn.Module:
 
 def _loaded(backbone: nn.Module, folder: str, *, trainable: bool = False) -> Any:  # noqa: ANN401 - of peft
     """The model with a saved adapter, all of whose weights found their places: peft warns, and goes on without them."""
+    import peft  # seconds
+
     misfit = f"the adapter in {folder} does not fit {type(backbone).__name__}"
     advice = "set model.name_or_path and model.family to what it was trained on"
     try:

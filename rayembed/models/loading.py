@@ -3,7 +3,10 @@
 import hashlib
 import importlib.util
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from rayembed.models.embedder import Embedder
 from rayembed.models.families import FAMILIES
 from rayembed.models.packing import first_position
 
+logger = logging.getLogger(__name__)
 PACKAGE = "package://"
 POOLING_FLAGS = {  # of 1_Pooling/config.json
     "cls": "pooling_mode_cls_token",
@@ -251,9 +255,17 @@ def load_backbone(
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=in_4bit,
         )
-    backbone: nn.Module = auto_class.from_pretrained(
-        resolve(name), config=found, dtype=torch.float32, trust_remote_code=config.trust_remote_code, **how
-    )
+    backbone: nn.Module
+    with _without_load_report():
+        backbone, told = auto_class.from_pretrained(
+            resolve(name),
+            config=found,
+            dtype=torch.float32,
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+            **how,
+        )
+    _tell_of_new_weights(name, tuple(sorted(key for key in told["missing_keys"] if "pooler." not in key)))
     module: Any
     for module in backbone.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -261,6 +273,27 @@ def load_backbone(
             # bfloat16 and gives no gradient, and training goes on with that.
             module.support_avx512bf16_for_cpu = False
     return backbone
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Keeps transformers from writing a table of weights that are not there, at the end of training too."""
+    log = logging.getLogger("transformers.modeling_utils")
+    log.addFilter(_no_load_report)
+    try:
+        yield
+    finally:
+        log.removeFilter(_no_load_report)
+
+
+def _no_load_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
+
+
+@cache  # once a process: the model is built again at the end of training
+def _tell_of_new_weights(name: str, missing: tuple[str, ...]) -> None:
+    if missing:
+        logger.info("%s has no %s: drawn anew", name, ", ".join(missing))
 
 
 def architecture(config: ModelConfig) -> nn.Module:

@@ -5,7 +5,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import peft
 from transformers import AutoTokenizer
 
 from rayembed.config import Experiment
@@ -42,8 +41,12 @@ def tokens_of_adapters(experiment: Experiment, folders: Sequence[str]) -> list[s
 
 def _check_rows(folder: str, new: Mapping[str, int]) -> None:
     """Refuses an adapter whose new tokens were read in training, and whose rows it does not bring."""
-    saved = peft.utils.load_peft_weights(folder, device="cpu") if new else {}
-    if new and all("lora_" in name for name in saved):
+    if not new:
+        return
+    import peft  # seconds
+
+    saved = peft.utils.load_peft_weights(folder, device="cpu")
+    if all("lora_" in name for name in saved):
         raise ValueError(
             f"the tokenizer in {folder} has the tokens {', '.join(new)}, which the model has not, and the adapter has "
             "no rows for them: they would be read as something else than in training; merge the adapter into the model "

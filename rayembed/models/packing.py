@@ -9,16 +9,13 @@ twice as long backward, and a run costs 0.1 ms. Shapes: t tokens, h heads, d dim
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rayembed.models.decoders import plain, takes_positions
 
@@ -92,6 +89,7 @@ def let_pack(backbone: nn.Module) -> None:
         raise ValueError(f"{name} takes no attention function from outside (its own is {before})")
     if not takes_positions(model):
         raise ValueError(f"{name} cannot be told the positions of tokens")
+    _register()
     model.set_attn_implementation(NAMES[before])
 
 
@@ -128,6 +126,8 @@ def _attend(
 
 
 def _unpacked(otherwise: str, module: nn.Module) -> Callable[..., Any]:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     if otherwise in ALL_ATTENTION_FUNCTIONS:
         function: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS[otherwise]
         return function
@@ -231,6 +231,12 @@ def _mask(length: int, how: _How, device: torch.device) -> Tensor | None:
     return near & (behind >= 0) if how.causal else near
 
 
-for _otherwise, _name in NAMES.items():
-    AttentionInterface.register(_name, partial(_attend, _otherwise))
-    AttentionMaskInterface.register(_name, ALL_MASK_ATTENTION_FUNCTIONS[_otherwise])
+@cache
+def _register() -> None:
+    """Makes the attention functions known to transformers, whose part for that takes seconds to import."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    for otherwise, name in NAMES.items():
+        AttentionInterface.register(name, partial(_attend, otherwise))
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[otherwise])

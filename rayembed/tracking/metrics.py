@@ -26,9 +26,16 @@ class MetricsLog:
         self._file = path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1, write_to_disk=True)
 
-    def write(self, figures: dict[str, float], *, alarms: Sequence[str] = ()) -> None:
-        """Adds one step; `figures` holds its number as `step`, `alarms` the names of what is wrong with it."""
-        named = {"alarms": list(alarms)} if alarms else {}
+    def write(self, figures: dict[str, float], *, dataset: str = "", alarms: Sequence[str] = ()) -> None:
+        """Adds one step.
+
+        Args:
+            figures: hold its number as `step`.
+            dataset: that its batches are of; several with commas between. Empty: of all together.
+            alarms: names of what is wrong with it.
+        """
+        named: dict[str, object] = {"dataset": dataset} if dataset else {}
+        named |= {"alarms": list(alarms)} if alarms else {}
         self._file.write(json.dumps({**figures, **named}) + "\n")
         self._file.flush()
         step = int(figures["step"])

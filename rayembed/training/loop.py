@@ -32,7 +32,7 @@ from rayembed.models.trained import build_model, build_tokenizer, in_full, save_
 from rayembed.tracking.metrics import MetricsLog
 from rayembed.tracking.progress import Progress
 from rayembed.training.alarms import Alarms, Judge
-from rayembed.training.batches import BatchSource
+from rayembed.training.batches import Batch, BatchSource
 from rayembed.training.engine import Engine
 from rayembed.training.grad_cache import cached_backward
 from rayembed.training.in_context import InContext
@@ -129,7 +129,7 @@ def _steps(
     assert config is not None
     accumulation = config.gradient_accumulation_steps
     progress = Progress("train", total_steps, unit="steps", done=done, every_seconds=15)
-    meter, alarms = Meter(worker.device), Alarms()
+    meter, alarms, names = Meter(worker.device), Alarms(), list[str]()
     saves = Saves(config, rank=worker.rank, notice=worker.notice)
     batches = source.ahead(done * accumulation, total_steps * accumulation)
     for number, host_batch in enumerate(batches, start=done * accumulation):
@@ -138,12 +138,8 @@ def _steps(
         if engine.stage == 3 and source.tokens_per_chunk is not None and not config.grad_cache:  # that does it itself
             batch = equal_chunks(batch)
         judge = Judge(partial(objective, batch=batch, step=done))
-        if config.grad_cache:
-            loss = cached_backward(engine, batch.inputs, judge)
-        else:
-            loss = judge(engine(batch.inputs))
-            engine.backward(loss)
-        meter.add(loss, host_batch)
+        meter.add(_backward(engine, batch, judge, cached=config.grad_cache), host_batch)
+        names += [batch.dataset.name] if batch.dataset.name not in names else []
         learning_rate = engine.learning_rate
         if (number + 1) % accumulation:
             engine.step()
@@ -165,14 +161,24 @@ def _steps(
             "negatives_per_query": negatives_per_query(experiment, batch.dataset),
         }
         if log is not None:
-            now = done % config.logging_steps == 0 or done == total_steps
-            spread = judge.spread() if now else None
-            log.write(figures, alarms=alarms.raised(figures, spread=spread, dataset=batch.dataset))
-            progress.add(1, _detail(figures), force=now)
+            now, of = done % config.logging_steps == 0 or done == total_steps, ", ".join(names)
+            raised = alarms.raised(figures, spread=judge.spread() if now else None, dataset=batch.dataset)
+            log.write(figures, dataset=of, alarms=raised)
+            progress.add(1, _detail(figures, of), force=now)
+        names = []
         if saves.due(done, reading.flags) and done < total_steps:
             checkpoint(engine, {"step": done})
             if reading.flags[0]:
                 raise LeftError(f"a worker got SIGTERM and left; the checkpoint of step {done} was saved before")
+
+
+def _backward(engine: Engine, batch: Batch, judge: Judge, *, cached: bool) -> torch.Tensor:
+    """The loss of a batch, whose gradient is on its way to the weights."""
+    if cached:
+        return cached_backward(engine, batch.inputs, judge)
+    loss = judge(engine(batch.inputs))
+    engine.backward(loss)
+    return loss
 
 
 _REMEDY = (
@@ -257,9 +263,10 @@ def _negatives(experiment: Experiment, source: BatchSource) -> list[int]:
     return sorted({negatives_per_query(experiment, dataset) for dataset in source.datasets.items})
 
 
-def _detail(figures: dict[str, float]) -> str:
+def _detail(figures: dict[str, float], dataset: str) -> str:
+    of = f" of {dataset}" if dataset else ""
     return (
-        f"loss {figures['loss']:.4f} | {figures['queries_per_second']:.1f} queries/s | "
+        f"loss {figures['loss']:.4f}{of} | {figures['queries_per_second']:.1f} queries/s | "
         f"{figures['tokens_per_second']:,.0f} tokens/s | padding {100 * figures['padding_share']:.0f} %"
     )
 

@@ -78,6 +78,8 @@ def overrides(recipe: Experiment, checkpoints: dict[str, Path], beir: Path, out:
         rows = beir.with_name("labels.jsonl")
         rows.write_text('{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n')
         changed["evaluate.tasks"] = f"[{{name: heaps, kind: clustering, test: [{rows}]}}]"
+    if recipe.mine is None:  # the toy data bring no negatives
+        changed["data.train_group_size"] = 1
     if recipe.global_batch_size() > 64:  # there are 80 rows
         changed["train.per_device_train_batch_size"] = 2
     return [f"{key}={value}" for key, value in changed.items()]

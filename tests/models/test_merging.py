@@ -66,6 +66,9 @@ def test_two_vocabularies_are_refused(experiment: Experiment, tmp_path: Path, to
 def test_what_cannot_be_merged_is_refused_by_its_files(tmp_path: Path) -> None:
     (tmp_path / "prompt").mkdir()
     (tmp_path / "prompt" / "adapter_config.json").write_text(json.dumps({"peft_type": "PROMPT_TUNING"}))
+    with pytest.raises(FileNotFoundError, match=r"merge\.adapters: .*prompt holds no weights of an adapter"):
+        check_folders([str(tmp_path / "prompt")], setting="merge.adapters")
+    (tmp_path / "prompt" / "adapter_model.safetensors").touch()
     with pytest.raises(ValueError, match=r"merge\.adapters: .*prompt is of the kind PROMPT_TUNING; allowed: LORA"):
         check_folders([str(tmp_path / "prompt")], setting="merge.adapters")
     with pytest.raises(FileNotFoundError, match=r"merge\.adapters: nowhere holds no adapter \(no adapter_config\.json"):
