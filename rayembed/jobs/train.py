@@ -34,6 +34,7 @@ from rayembed.models.pairs import pair_layout, trained_reading
 from rayembed.models.probe import reranker_section
 from rayembed.models.rerankers import check_classifier, check_pair_length
 from rayembed.models.trained import build_tokenizer
+from rayembed.training.allocation import keep_freed_memory
 from rayembed.training.leaving import watch_sigterm
 from rayembed.training.objective import negatives_per_query
 
@@ -325,6 +326,8 @@ def _worker(settings: dict[str, Any]) -> None:
     log_from_worker()
     experiment = received(settings["experiment"])
     torch.set_num_threads(experiment.ray.cpus_per_worker)
+    if not experiment.ray.use_gpu:
+        keep_freed_memory()
     context = ray.train.get_context()
     checkpoint = ray.train.get_checkpoint()
     save = partial(_save, storage=Path(settings["train_folder"]) / "checkpoints")

@@ -32,6 +32,7 @@ from rayembed.models.trained import build_model, build_tokenizer, in_full, save_
 from rayembed.tracking.metrics import MetricsLog
 from rayembed.tracking.progress import Progress
 from rayembed.training.alarms import Alarms, Judge
+from rayembed.training.allocation import give_back_freed_memory
 from rayembed.training.batches import Batch, BatchSource
 from rayembed.training.engine import Engine
 from rayembed.training.grad_cache import cached_backward
@@ -278,6 +279,7 @@ def _build(experiment: Experiment) -> nn.Module:
 
 def _finish(experiment: Experiment, worker: Worker, engine: Engine) -> None:
     """Writes the model and, for the check at export, the vectors that its trained weights give here and now."""
+    give_back_freed_memory()
     tokenizer, in_4bit = build_tokenizer(experiment), experiment.lora is not None and experiment.lora.load_in_4bit
     turns = Turns(worker.train_folder, rank=worker.rank, device=worker.device)
     model = None
