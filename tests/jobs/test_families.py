@@ -14,7 +14,7 @@ from tokenizers import decoders
 from transformers import AutoModel, AutoTokenizer
 
 from rayembed.config import Experiment
-from rayembed.jobs import evaluate, export, train
+from rayembed.jobs import export, run
 from rayembed.models.probe import read_probe
 from tests.jobs.conftest import TRAIN, MakeExperiment
 from tests.jobs.toy_data import read_texts, write_rows
@@ -81,7 +81,7 @@ def done(
     beir: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Experiment:
-    """The run folder of a family, trained, evaluated and exported."""
+    """The run folder of a family, after what `rayembed run` does: trained, evaluated, exported and reported."""
     family, folder = request.param, tmp_path_factory.mktemp(request.param)
     settings = dict(SETTINGS[family])
     rows = write_rows(beir, folder / "rows.jsonl")
@@ -100,15 +100,14 @@ def done(
         ray={"num_workers": 2},
         **settings,
     )
-    train.run(experiment)
     with pytest.MonkeyPatch.context() as patch:
         do_units_here(patch)  # that Ray does units as well is shown elsewhere
-        evaluate.run(experiment)
-    export.run(experiment)
+        run.run(experiment)
     return experiment
 
 
 def test_it_learns(done: Experiment) -> None:
+    assert (Path(done.output_dir) / "report.html").is_file()
     lines = [json.loads(line) for line in (Path(done.output_dir) / "train" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines]
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
