@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test check venv clean
+.PHONY: quickstart test test-long check venv clean
 
 quickstart: .venv/.quickstart
 	$(BIN)/rayembed run configs/quickstart.yaml
@@ -14,7 +14,15 @@ test: export RAY_USAGE_STATS_ENABLED = 0
 test: export HF_HUB_OFFLINE = 1
 test: venv
 	$(BIN)/python -m pytest -q --durations=10 -m "not ray" -n 2 --dist worksteal
-	$(BIN)/python -m pytest -q --durations=10 -m ray
+	$(BIN)/python -m pytest -q --durations=10 -m "ray and not long"
+
+# What does not fit into the time of `make test`; it exports the same.
+test-long: export OMP_NUM_THREADS = 1
+test-long: export RAY_AUTH_MODE = disabled
+test-long: export RAY_USAGE_STATS_ENABLED = 0
+test-long: export HF_HUB_OFFLINE = 1
+test-long: venv
+	$(BIN)/python -m pytest -q --durations=10 -m "ray and long"
 
 check: venv
 	$(BIN)/ruff check .

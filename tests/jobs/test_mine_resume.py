@@ -81,6 +81,7 @@ def wait_for(command: Command, output_dir: Path, name: str, *, units: int = 1) -
 
 
 @pytest.mark.timeout(600)  # five commands
+@pytest.mark.long  # 110 s
 def test_a_driver_that_is_killed_in_every_pass_costs_only_what_was_not_done(
     unbroken: dict[str, str], make_experiment: MakeExperiment, start_command: StartCommand, tmp_path: Path
 ) -> None:
