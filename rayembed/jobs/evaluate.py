@@ -155,7 +155,7 @@ def _reads(experiment: Experiment, config: EvaluateConfig, data: Judging) -> Rea
         **encoding,
         "weights": dict(zip(models, encoding["weights"], strict=True)),
         **(_reads_of_reranker(experiment, models.values()) if experiment.trains_reranker() else {}),
-        **({"m3": asdict(experiment.m3)} if experiment.m3 is not None else {}),
+        **({"m3": asdict(m3)} if (m3 := experiment.family_sections().get("m3")) is not None else {}),
         **({} if data.retrieval is None else _reads_of_retrieval(data.retrieval)),
         **({"tasks": tasks_reads(experiment, data.tasks)} if data.tasks else {}),
         "evaluate": settings,

@@ -17,7 +17,8 @@ WEIGHTED = "weighted_sum"
 
 def heads_of(experiment: Experiment, model: str) -> bool:
     """Whether a model has all heads; a base model without them would be judged by heads that are drawn at random."""
-    unified = experiment.model.family == "m3" and (experiment.m3 or M3Config()).unified_finetuning
+    m3: M3Config | None = experiment.family_sections().get("m3")
+    unified = m3 is not None and m3.unified_finetuning
     return unified and has_m3_heads(model)
 
 
@@ -37,7 +38,7 @@ def evaluate_heads(
     found = [[name for name, _ in rankings[query][: config.rerank_top_k]] for query in queries]
     candidates = [evaluation.corpus.find_ids(names) for names in found]
     scores = head_scores(experiment, model, evaluation.queries, evaluation.corpus, candidates)
-    weight = (experiment.m3 or M3Config()).sparse_score_weight
+    weight = experiment.family_sections()["m3"].sparse_score_weight
     means = {}
     for head in (*scores[0], WEIGHTED):
         ranked = {}

@@ -7,6 +7,7 @@ import logging
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from rayembed.config import Experiment
 from rayembed.config.jobs import MergeConfig
@@ -93,8 +94,8 @@ def _merge(experiment: Experiment, config: MergeConfig, folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     tokens = tokens_of_adapters(experiment, config.adapters)
     plain = replace(experiment, lora=None, model=replace(experiment.model, additional_special_tokens=tokens))
-    model = build_model(plain)
-    model.backbone = merge_folders(model.backbone, config.adapters)  # type: ignore[arg-type] # a module
+    model: Any = build_model(plain)
+    model.backbone = merge_folders(model.backbone, config.adapters)
     save_model(model, build_tokenizer(plain), plain, folder / WHOLE)
     for path in (folder / WHOLE).iterdir():
         path.rename(folder / path.name)

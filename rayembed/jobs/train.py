@@ -288,8 +288,8 @@ class _TorchConfig(TorchConfig):
         """What Ray Train does in each worker before training."""
         theirs: Any = super().backend_cls
 
-        class Listening(theirs):  # type: ignore[misc] # of a class that Ray keeps for itself
-            def on_start(self, worker_group: Any, backend_config: Any) -> None:  # noqa: ANN401 - Ray's own
+        class Listening(theirs):  # type: ignore[misc] # a class that Ray names at run time alone
+            def on_start(self, worker_group: Any, backend_config: Any) -> None:  # noqa: ANN401 - classes that Ray keeps to itself
                 super().on_start(worker_group, backend_config)
                 worker_group.execute(watch_sigterm)
 

@@ -1,5 +1,6 @@
 """Backbone, pooling and normalisation as one module: token batches in, vectors out."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -146,18 +147,18 @@ class TokenBatch:
         return sum(chunk.num_slots for chunk in self.chunks)
 
 
-class ChunkModel(nn.Module):
+class ChunkModel(nn.Module, ABC):
     """A model that reads texts chunk by chunk: what it gives for a batch is put together of what it gives for each."""
 
+    @abstractmethod
     def of_chunk(self, chunk: Chunk | Packed) -> Any:  # noqa: ANN401 - a tensor, or a dict of some, with a row a text
         """What the model gives for the texts of one chunk."""
-        raise NotImplementedError
 
-    def joined(self, parts: Sequence[Any]) -> Any:  # noqa: ANN401
+    def joined(self, parts: Sequence[Any]) -> Any:  # noqa: ANN401 - as of_chunk's
         """What it gives for the texts of several chunks, one after the other."""
         return torch.cat([*parts])
 
-    def of_batch(self, batch: TokenBatch) -> Any:  # noqa: ANN401
+    def of_batch(self, batch: TokenBatch) -> Any:  # noqa: ANN401 - as of_chunk's
         """What it gives for N texts, in their order."""
         return in_order(self.joined([self.of_chunk(chunk) for chunk in batch.chunks]), batch.order)
 

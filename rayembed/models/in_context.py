@@ -15,7 +15,8 @@ BETWEEN = "\n\n"  # after every example
 
 def icl_section(experiment: Experiment) -> IclConfig | None:
     """Section icl, with its defaults where the file has none; None for other families."""
-    return (experiment.icl or IclConfig()) if experiment.model.family == "icl" else None
+    section: IclConfig | None = experiment.family_sections().get("icl")
+    return section
 
 
 def reader_of(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> "QueryReader | None":

@@ -53,7 +53,7 @@ class PairScorer(ChunkModel):
         """The head reads the first token of each row, so it is given a row for each text, of that token alone."""
         first = chunk.starts[:-1].long()
 
-        def rows(_encoder: nn.Module, _inputs: Any, outputs: Any) -> Any:  # noqa: ANN401
+        def rows(_encoder: nn.Module, _inputs: Any, outputs: Any) -> Any:  # noqa: ANN401 - of transformers
             outputs.last_hidden_state = outputs.last_hidden_state[0, first, None]
             return outputs
 

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from rayembed.config import Experiment
-from rayembed.config.families import RerankerConfig
 from rayembed.models.families import FAMILIES
 
 PROMPT = (  # what BGE's decoder rerankers were trained with: FlagEmbedding, inference/reranker/decoder_only/base.py
@@ -87,7 +86,7 @@ class PairLayout:
 def trained_reading(experiment: Experiment) -> PairReading:
     """How the experiment's reranker reads pairs, in training and after it; their texts have their instructions."""
     lengths = experiment.data.query_max_len, experiment.data.passage_max_len
-    prompt = (experiment.reranker or RerankerConfig()).prompt or PROMPT
+    prompt = experiment.family_sections()["reranker"].prompt or PROMPT
     return PairReading(max_len=sum(lengths), trained=lengths, prompt=prompt)
 
 

@@ -12,7 +12,6 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from rayembed.config import Experiment
-from rayembed.config.families import IclConfig, RerankerConfig
 from rayembed.config.model import ModelConfig
 from rayembed.models.families import FAMILIES
 from rayembed.models.loading import load_config, pooling_of, stored_json
@@ -51,9 +50,9 @@ OF_FAMILIES: dict[str, Callable[[Experiment], dict[str, Any]]] = {
     "decoder": lambda experiment: {"bidirectional": experiment.model.bidirectional},
     "icl": lambda experiment: {
         "bidirectional": experiment.model.bidirectional,
-        "icl": asdict(experiment.icl or IclConfig()),
+        "icl": asdict(experiment.family_sections()["icl"]),
     },
-    "reranker-decoder": lambda experiment: {"prompt": (experiment.reranker or RerankerConfig()).prompt or PROMPT},
+    "reranker-decoder": lambda experiment: {"prompt": experiment.family_sections()["reranker"].prompt or PROMPT},
 }
 """What only some families have."""
 

@@ -13,7 +13,6 @@ from torch import nn
 from transformers import AddedToken, AutoModel, PreTrainedTokenizerBase
 
 from rayembed.config import Experiment
-from rayembed.config.families import M3Config
 from rayembed.config.train import TrainConfig
 from rayembed.models.adapters import add_tokens, merged, save_adapter, with_adapter
 from rayembed.models.embedder import Chunk, Embedder, pad_chunks
@@ -42,7 +41,7 @@ def _embedder(experiment: Experiment) -> nn.Module:
 
 
 def _m3(experiment: Experiment) -> nn.Module:
-    model, config = experiment.model, experiment.m3 or M3Config()
+    model, config = experiment.model, experiment.family_sections()["m3"]
     backbone = load_backbone(model, AutoModel)
     settings: Any = backbone.config
     sparse, colbert = load_m3_heads(

@@ -180,5 +180,6 @@ class Saved:
 
 
 def _mapped(path: Path) -> dict[str, Any]:
+    # DeepSpeed pickles classes of its own (slices of parameters), so not weights_only; the run folder is the user's.
     found: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
     return found

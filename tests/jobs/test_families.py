@@ -36,10 +36,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "icl": {
             "icl_suffix_str": " b",
             "examples_max_len": 128,
+            "max_examples": 1,  # so small a model needs long to learn what stands behind more
+            "example_passage_max_len": 4,
             "examples_for_task": [{"query": "baba didi", "response": "didi lala"}],
         },
-        "train": {"learning_rate": 3e-3, "num_train_epochs": 8, "gradient_checkpointing": True},
-        "model": {"query_instruction_for_retrieval": "didi "},
+        "train": {"learning_rate": 3e-3, "num_train_epochs": 24, "gradient_checkpointing": True},
+        "model": {"query_instruction_for_retrieval": "b "},
+        "data": {"evaluation_split": "train"},  # from 80 rows it learns no more than these
     },
     "reranker-encoder": {"stage": 1},
     "reranker-decoder": {"stage": 3, "reranker": {"prompt": "Is B about A?"}},
@@ -92,7 +95,7 @@ def done(
     temperature = {"temperature": None} if pairs else {}
     experiment = make_experiment(
         folder / "run",
-        data={"train": [str(rows)]},
+        data={"train": [str(rows)], **settings.pop("data", {})},
         model={"name_or_path": str(models[family]), "family": family, "pooling": None, **settings.pop("model", {})},
         train={**TRAIN, "deepspeed": deepspeed, **temperature, **settings.pop("train", {})},
         evaluate={"k_values": [10], **({"retriever": str(tiny_model), "rerank_top_k": 20} if pairs else {})},
@@ -111,6 +114,8 @@ def test_it_learns(done: Experiment) -> None:
     lines = [json.loads(line) for line in (Path(done.output_dir) / "train" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines]
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    if done.model.family in ("decoder", "icl"):  # whose first losses are worse than those of chance
+        assert np.mean(losses[-3:]) < 0.75 * np.log(16 * 3)
     metrics = json.loads((Path(done.output_dir) / "evaluate" / "metrics.json").read_text())
     assert metrics["tuned"]["ndcg@10"] > metrics["base"]["ndcg@10"]
     assert {line["negatives_per_query"] for line in lines} == {2 if done.trains_reranker() else 16 * 3 - 1}

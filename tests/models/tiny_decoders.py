@@ -131,8 +131,13 @@ TOKENIZERS = {
 }
 
 
-def save_decoder(folder: Path, tokenizer: PreTrainedTokenizerBase, architecture: str = "Qwen2") -> Path:
+def save_decoder(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    architecture: str = "Qwen2",
+    **settings: Any,  # noqa: ANN401 - any of the configuration
+) -> Path:
     """A checkpoint as it is published: without an end token where the tokenizer adds none."""
-    tiny_decoder(architecture).save_pretrained(folder)
+    tiny_decoder(architecture, **settings).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -6,8 +6,24 @@ import torch
 from torch import Tensor
 
 from rayembed.config import Experiment
-from rayembed.data.datasets import Dataset
-from rayembed.training.batches import Batch, Keys
+from rayembed.data.datasets import Dataset, Datasets
+from rayembed.data.plan import Plan
+from rayembed.data.tokens import TokenStore
+from rayembed.training.batches import Batch, BatchSource, Keys
+
+
+def source_of(
+    tokens: TokenStore,
+    datasets: Datasets,
+    plan: Plan,
+    **changes: Any,  # noqa: ANN401 - fields of a source
+) -> BatchSource:
+    """All batches on one worker, without scores, padded on the right by token 0."""
+    told: dict[str, Any] = {
+        **{"rank": 0, "world_size": 1, "distill": False, "layout": None, "pin_memory": False},
+        **{"pad_token": 0, "padding_side": "right", "pad_to_multiple_of": None, "sub_batch_size": None},
+    }
+    return BatchSource(tokens=tokens, datasets=datasets, plan=plan, **{**told, **changes})
 
 
 def different_keys(num_queries: int, group_size: int) -> Keys:

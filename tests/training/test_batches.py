@@ -20,6 +20,7 @@ from rayembed.data.tokens import TokenStore, write_tokens
 from rayembed.models.embedder import TokenBatch
 from rayembed.models.pairs import PairLayout
 from rayembed.training.batches import Batch, BatchSource
+from tests.training.made_batches import source_of
 
 NUM_ROWS, BATCH, GROUP, PAD = 11, 4, 3, 0
 DATASET = Dataset(
@@ -63,20 +64,9 @@ def source(tmp_path: Path) -> BatchSource:
             query_max_len=8,
             passage_max_len=8,
         )
-    return BatchSource(
-        tokens=TokenStore(tmp_path, ["0", "1"]),
-        datasets=Datasets((DATASET,), np.zeros(NUM_ROWS, np.int32), np.full(NUM_ROWS, -1, np.int32)),
-        plan=BatchPlan(NUM_ROWS, BATCH, seed=3),
-        rank=0,
-        world_size=1,
-        distill=True,
-        layout=None,
-        pad_token=PAD,
-        padding_side="right",
-        pad_to_multiple_of=None,
-        sub_batch_size=None,
-        pin_memory=False,
-    )
+    datasets = Datasets((DATASET,), np.zeros(NUM_ROWS, np.int32), np.full(NUM_ROWS, -1, np.int32))
+    plan = BatchPlan(NUM_ROWS, BATCH, seed=3)
+    return source_of(TokenStore(tmp_path, ["0", "1"]), datasets, plan, distill=True, pad_token=PAD)
 
 
 def texts(batch: TokenBatch) -> list[list[int]]:

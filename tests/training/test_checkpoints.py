@@ -16,7 +16,7 @@ from rayembed.models.loading import prepare_for_training
 from rayembed.models.trained import build_model
 from rayembed.training.checkpoints import FOLDER, MOMENTS, WEIGHT, Flat, Piece, Saved
 from rayembed.training.engine import Engine
-from tests.models.tiny_decoders import qwen_tokenizer, tiny_decoder
+from tests.models.tiny_decoders import qwen_tokenizer, save_decoder
 from tests.training.processes import in_workers
 from tests.training.test_engine import STAGES, Weights, experiment, make_engine, run, weights
 
@@ -28,10 +28,7 @@ Ended = dict[str, tuple[Weights, float, int]]
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("decoder")
-    qwen_tokenizer().save_pretrained(folder)
-    tiny_decoder(num_hidden_layers=2).save_pretrained(folder)
-    return folder
+    return save_decoder(tmp_path_factory.mktemp("decoder"), qwen_tokenizer(), num_hidden_layers=2)
 
 
 def made(models: dict[str, Path], kind: str, stage: int) -> tuple[Experiment, Engine]:

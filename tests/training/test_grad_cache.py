@@ -29,7 +29,7 @@ from rayembed.training.batches import Batch
 from rayembed.training.engine import Engine, parameter_groups
 from rayembed.training.grad_cache import cached_backward
 from rayembed.training.objective import Objective
-from tests.models.tiny_decoders import qwen_tokenizer, tiny_decoder
+from tests.models.tiny_decoders import qwen_tokenizer, save_decoder
 from tests.training.made_batches import different_keys, one_dataset, worker_batch
 from tests.training.processes import in_workers
 from tests.training.small_training import DEEPSPEED, Run, experiment, random_rows, train_one, write_row_tokens
@@ -73,10 +73,7 @@ def encoder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("decoder")
-    qwen_tokenizer().save_pretrained(folder)
-    tiny_decoder(num_hidden_layers=1).save_pretrained(folder)
-    return folder
+    return save_decoder(tmp_path_factory.mktemp("decoder"), qwen_tokenizer(), num_hidden_layers=1)
 
 
 def setup_of(

@@ -29,6 +29,7 @@ from rayembed.models.in_context import QueryReader
 from rayembed.training.batches import BatchSource
 from rayembed.training.in_context import InContext
 from tests.models.tiny_decoders import llama3_tokenizer
+from tests.training.made_batches import source_of
 from tests.training.test_batches import texts
 
 SUFFIX, BATCH = ".to,", 4
@@ -82,20 +83,13 @@ def made_source(folder: Path, rows: list[dict[str, Any]], **settings: Any) -> Ba
         train=TrainConfig(global_batch_size=BATCH),
     )
     datasets = read_datasets(store, experiment)
-    return BatchSource(
-        tokens=TokenStore(folder, ["0"]),
-        datasets=datasets,
-        plan=batch_plan(datasets, experiment),
-        rank=0,
-        world_size=1,
-        distill=False,
-        layout=None,
+    return source_of(
+        TokenStore(folder, ["0"]),
+        datasets,
+        batch_plan(datasets, experiment),
         in_context=InContext(rows=store, reader=reader, model=MODEL, query_max_len=40, seed=experiment.seed),
         pad_token=int(TOKENIZER.pad_token_id),  # type: ignore[arg-type]
         padding_side="left",
-        pad_to_multiple_of=None,
-        sub_batch_size=None,
-        pin_memory=False,
     )
 
 

@@ -15,7 +15,7 @@ from rayembed.config.families import LoraConfig
 from rayembed.models.adapters import TARGETS
 from rayembed.models.probe import read_probe
 from rayembed.training import loop
-from tests.models.tiny_decoders import qwen_tokenizer, tiny_decoder
+from tests.models.tiny_decoders import qwen_tokenizer, save_decoder
 from tests.training.processes import in_workers
 from tests.training.small_training import Run, experiment, random_rows, train_one, write_row_tokens
 
@@ -38,8 +38,7 @@ def trained(folder: Path, lora: LoraConfig, stage: int) -> list[str]:
 
 @pytest.mark.parametrize(("in_4bit", "stage"), [(False, 3), (True, 1)])
 def test_the_model_is_the_base_in_full_with_the_adapter_in_it(tmp_path: Path, in_4bit: bool, stage: int) -> None:
-    tiny_decoder(**SIZES).save_pretrained(tmp_path / "base")
-    qwen_tokenizer().save_pretrained(tmp_path / "base")
+    save_decoder(tmp_path / "base", qwen_tokenizer(), **SIZES)
     write_row_tokens(random_rows(12), tmp_path / "base", tmp_path / "tokens")
     (tmp_path / "run" / "adapter").mkdir(parents=True)
     (tmp_path / "run" / "adapter" / "of_an_earlier_training").touch()

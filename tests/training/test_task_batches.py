@@ -23,7 +23,7 @@ from rayembed.data.tokens import TokenStore, write_tokens
 from rayembed.losses import angle, cosent
 from rayembed.training.batches import BatchSource
 from rayembed.training.objective import Objective
-from tests.training.made_batches import different_keys, one_dataset, worker_batch
+from tests.training.made_batches import different_keys, one_dataset, source_of, worker_batch
 from tests.training.processes import in_workers
 from tests.training.test_batches import texts
 
@@ -60,20 +60,7 @@ def source(tmp_path: Path) -> BatchSource:
         train=TrainConfig(global_batch_size=BATCH),
     )
     datasets = read_datasets(store, experiment)
-    return BatchSource(
-        tokens=TokenStore(tmp_path, ["0"]),
-        datasets=datasets,
-        plan=batch_plan(datasets, experiment),
-        rank=0,
-        world_size=1,
-        distill=False,
-        layout=None,
-        pad_token=0,
-        padding_side="right",
-        pad_to_multiple_of=None,
-        sub_batch_size=None,
-        pin_memory=False,
-    )
+    return source_of(TokenStore(tmp_path, ["0"]), datasets, batch_plan(datasets, experiment))
 
 
 def batches(source: BatchSource, kind: str) -> Iterator[tuple[int, Any]]:
