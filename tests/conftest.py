@@ -31,10 +31,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **names)
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a 2-layer, 64-wide BERT (dropout 0.1) and its tokenizer; the same weights in every session."""
-    folder = tmp_path_factory.mktemp("tiny-model")
+def write_tiny_model(folder: Path) -> Path:
+    """A 2-layer, 64-wide BERT (dropout 0.1) and its tokenizer; always the same weights."""
     tokenizer = tiny_tokenizer()
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -53,3 +51,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of `write_tiny_model`."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))

@@ -7,12 +7,18 @@ from typing import Any
 
 from rayembed.config.experiment import Experiment
 
+MICRO_BATCH = "train_micro_batch_size_per_gpu"
 
-def deepspeed_settings(experiment: Experiment) -> dict[str, Any]:
+
+def deepspeed_settings(experiment: Experiment, *, workers: int | None = None) -> dict[str, Any]:
     """The settings for `deepspeed.initialize`.
 
     "auto" values and missing ones come from the experiment. `optimizer` and `scheduler` sections are accepted when all
     their parameters are "auto" (as in FlagEmbedding's files), because the experiment's own settings are used.
+
+    Args:
+        experiment: its `train` section is there.
+        workers: how many train now. None: the fewest of ray.num_workers.
 
     Raises:
         ValueError: the file is not there or not JSON, or says something else than the experiment.
@@ -27,9 +33,8 @@ def deepspeed_settings(experiment: Experiment) -> dict[str, Any]:
                 f"train.deepspeed: {section}.params sets {', '.join(fixed)}; write them under train (learning_rate, "
                 f"weight_decay, warmup_ratio, ...) and remove the {section} section"
             )
-    micro_batch = experiment.global_batch_size() // experiment.ray.num_workers
     decided = {
-        "train_micro_batch_size_per_gpu": micro_batch,
+        MICRO_BATCH: experiment.global_batch_size() // (workers or experiment.ray.fewest_workers),
         "gradient_accumulation_steps": train.gradient_accumulation_steps,
         "train_batch_size": experiment.global_batch_size() * train.gradient_accumulation_steps,
         "gradient_clipping": train.max_grad_norm,  # DeepSpeed clips at 1.0 when nothing is said

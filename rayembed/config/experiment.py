@@ -1,5 +1,6 @@
 """The whole experiment: one section a job, and the sections that jobs share."""
 
+import math
 import os
 from typing import Any, Self
 
@@ -117,11 +118,7 @@ class Experiment:
                 f"score.model is {self.score.model!r}, the folder that training replaces; copy it elsewhere"
             )
         if self.train is not None:
-            workers, size = self.ray.num_workers, self.train.global_batch_size
-            if size is not None and size % workers:
-                raise ValueError(
-                    f"train.global_batch_size is {size}, not a multiple of ray.num_workers {workers}; change either"
-                )
+            self._check_workers(self.train)
             if self.train.fp16 and not self.ray.use_gpu:
                 raise ValueError("train.fp16 needs a GPU; set ray.use_gpu: true, or train.bf16: true instead")
         self._check_family()
@@ -132,6 +129,38 @@ class Experiment:
                 raise ValueError(f"mine.range_for_sampling is {first}-{last}; its first rank must be below its last")
             self._check_miner(self.mine)
         return self
+
+    def _check_workers(self, train: TrainConfig) -> None:
+        """Refuses numbers of workers that the batch cannot be cut for."""
+        workers, size = self.ray, train.global_batch_size
+        if not workers.elastic:
+            if size is not None and size % workers.most_workers:
+                raise ValueError(
+                    f"train.global_batch_size is {size}, not a multiple of ray.num_workers {workers.most_workers}; "
+                    "change either"
+                )
+            return
+        asked = f"ray.num_workers [{workers.fewest_workers}, {workers.most_workers}]"
+        if size is None:
+            raise ValueError(
+                f"{asked} needs a batch that does not depend on the number of workers; set train.global_batch_size to "
+                f"{self.nearest_batch_size(self.global_batch_size())}"
+            )
+        if size % self.batch_step():
+            raise ValueError(
+                f"train.global_batch_size is {size}, and {asked} needs a multiple of {self.batch_step()}, which any "
+                f"number of these workers can share; set it to {self.nearest_batch_size(size)}"
+            )
+        if not workers.max_failures:
+            raise ValueError(
+                f"{asked} with ray.max_failures 0 would end the run when a worker is lost; set ray.max_failures to the "
+                "times that it may go on with others"
+            )
+        if not (train.negatives_cross_device or train.no_in_batch_neg or self.trains_reranker()):
+            raise ValueError(
+                f"{asked} with train.negatives_cross_device false would give queries more negatives on fewer workers; "
+                "set it to true, or ray.num_workers to one number"
+            )
 
     def _check_family(self) -> None:
         """Refuses settings that a family has no use for, so that none is without effect."""
@@ -256,11 +285,14 @@ class Experiment:
         return self.encode.passages_per_unit or (8192 if self.ray.use_gpu else 512)
 
     def tokens_per_chunk(self) -> int | None:
-        """Tokens in one chunk of the forward pass in training. None: no limit."""
+        """Tokens in one chunk of the forward pass in training, before any probe. None: no limit."""
         assert self.train is not None
-        if self.train.tokens_per_chunk is None and self.train.grad_cache and self.train.sub_batch_size is None:
+        told = self.train.tokens_per_chunk
+        if isinstance(told, int):
+            return told
+        if self.train.grad_cache and self.train.sub_batch_size is None:
             return 32768 if self.ray.use_gpu else 4096
-        return self.train.tokens_per_chunk
+        return None
 
     def temperature(self) -> float:
         """What divides the scores in the loss."""
@@ -280,4 +312,13 @@ class Experiment:
     def global_batch_size(self) -> int:
         """Queries of one forward pass over all workers."""
         assert self.train is not None
-        return self.train.global_batch_size or self.train.per_device_train_batch_size * self.ray.num_workers
+        return self.train.global_batch_size or self.train.per_device_train_batch_size * self.ray.most_workers
+
+    def batch_step(self) -> int:
+        """What the queries of a batch are a multiple of, so that any number of workers shares them evenly."""
+        return math.lcm(*range(self.ray.fewest_workers, self.ray.most_workers + 1))
+
+    def nearest_batch_size(self, size: int) -> int:
+        """The multiple of `batch_step` that is nearest to a number of queries."""
+        step = self.batch_step()
+        return max(1, round(size / step)) * step

@@ -1,6 +1,8 @@
 """Settings of the cluster's resources."""
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from rayembed.config.base import STRICT
@@ -13,8 +15,13 @@ class RayConfig:
     address: str | None = None
     """Ray cluster: auto, or host:port. null: the cluster of `ray job submit` if there is one, else a local Ray."""
 
-    num_workers: int = Field(default=1, ge=1)
-    """Training workers, and actors of every pass over texts."""
+    num_workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = 1
+    """Training workers, and actors of every pass over texts. [1, 4]: as many as the cluster has room for, at least 1
+    and at most 4; training goes on from its last checkpoint where their number changes, with the same global batch."""
+
+    resize_interval_s: int = Field(default=60, ge=1)
+    """Seconds between looks whether the cluster has room for more workers, with num_workers [1, 4]. More of them begin
+    at the last checkpoint: what was done after it is done again."""
 
     use_gpu: bool = False
     """One GPU a worker."""
@@ -30,3 +37,35 @@ class RayConfig:
 
     timeout_s: int = Field(default=300, ge=10)
     """Seconds until a collective between workers that does not answer is an error."""
+
+    @field_validator("num_workers")
+    @classmethod
+    def _in_order(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        """Fewest before most; [2, 2] is 2."""
+        if isinstance(value, int):
+            return value
+        fewest, most = value
+        if fewest > most:
+            raise ValueError(f"found [{fewest}, {most}], must be [fewest, most]: write [{most}, {fewest}]")
+        return value if fewest < most else fewest
+
+    @property
+    def fewest_workers(self) -> int:
+        """Workers that training does not start without."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Workers at most."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of training workers may change in mid-run."""
+        return self.fewest_workers < self.most_workers
+
+    def workers_in_words(self) -> str:
+        """Of training, for people: "2 workers", "1 to 4 workers"."""
+        if self.elastic:
+            return f"{self.fewest_workers} to {self.most_workers} workers"
+        return f"{self.most_workers} workers"

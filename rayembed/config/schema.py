@@ -99,7 +99,11 @@ def type_in_words(schema: Schema) -> str:
 def bounds_in_words(schema: Schema) -> str:
     """What is allowed beyond the type: "at least 0, less than 1"; empty if nothing is asked."""
     return ", ".join(
-        text.format(option[name]) for option in _options(schema) for name, text in BOUNDS.items() if name in option
+        text.format(option[name])
+        for option in _options(schema)
+        if "prefixItems" not in option  # of a pair, whose numbers are bounded as one alone is
+        for name, text in BOUNDS.items()
+        if name in option
     )
 
 
@@ -121,6 +125,8 @@ def _types(schema: Schema) -> list[str]:
     kind = schema.get("type", "")
     if "enum" in schema or "const" in schema:
         return [str(value) for value in schema.get("enum", [schema.get("const")])]
+    if "prefixItems" in schema:
+        return [f"a pair of {_plural(schema['prefixItems'][0])}"]
     if kind == "array":
         return [f"a list of {_plural(schema['items'])}"]
     return [TYPES[kind]]

@@ -217,6 +217,11 @@ def _dataset(
 
     marked = True if says_no_in_batch_neg(name) else train.no_in_batch_neg
     no_in_batch_neg: bool = marked if own("no_in_batch_neg") is None else own("no_in_batch_neg")
+    if experiment.ray.elastic and not (no_in_batch_neg or train.negatives_cross_device or experiment.trains_reranker()):
+        raise ValueError(
+            f"dataset {name!r} has in-batch negatives, of which a query would have more on fewer workers; set "
+            "train.negatives_cross_device: true, or ray.num_workers to one number"
+        )
     return Dataset(
         name=name,
         type=kind,
@@ -234,7 +239,7 @@ def _batch_sizes(
     name: str, kind: str | None, own: int | None, experiment: Experiment
 ) -> tuple[tuple[int | None, int], ...]:
     """See Dataset.batch_sizes. Half for symmetric types is FlagEmbedding's rule; 1 stays 1 here."""
-    train, data, workers = experiment.train, experiment.data, experiment.ray.num_workers
+    train, data = experiment.train, experiment.data
     assert train is not None
     if own is not None:
         sizes: list[tuple[int | None, int]] = [(None, own)]
@@ -244,14 +249,22 @@ def _batch_sizes(
         if kind is not None and kind.startswith("symmetric"):
             sizes = [(limit, max(1, size // 2)) for limit, size in sizes]
     if train.global_batch_size is None:
-        return tuple((limit, size * workers) for limit, size in sizes)
+        return tuple((limit, size * experiment.ray.most_workers) for limit, size in sizes)
     for _, size in sizes:
-        if size % workers:
+        if size % experiment.batch_step():
             raise ValueError(
-                f"dataset {name!r} has batches of {size} queries, not a multiple of ray.num_workers {workers}; give it "
-                "a batch_size in data.datasets that is, or change train.global_batch_size or data.batch_size_by_length"
+                f"dataset {name!r} has batches of {size} queries, not a multiple of {_workers(experiment)}; give it a "
+                f"batch_size in data.datasets that is ({experiment.nearest_batch_size(size)}), or change "
+                "train.global_batch_size or data.batch_size_by_length"
             )
     return tuple(sizes)
+
+
+def _workers(experiment: Experiment) -> str:
+    fewest, most = experiment.ray.fewest_workers, experiment.ray.most_workers
+    if fewest == most:
+        return f"ray.num_workers {most}"
+    return f"{experiment.batch_step()}, which ray.num_workers [{fewest}, {most}] needs"
 
 
 def _group_size(name: str, kind: str | None, own: int | None, least_negatives: int, experiment: Experiment) -> int:

@@ -114,9 +114,10 @@ def _check_sections(experiment: Experiment) -> None:
             "the section"
         )
     on_this_machine = experiment.ray.address is None and "RAY_ADDRESS" not in os.environ
-    if experiment.ray.use_gpu and on_this_machine and torch.cuda.device_count() < experiment.ray.num_workers:
+    workers = experiment.ray.fewest_workers
+    if experiment.ray.use_gpu and on_this_machine and torch.cuda.device_count() < workers:
         raise ValueError(
-            f"ray.use_gpu with ray.num_workers {experiment.ray.num_workers} needs as many GPUs; this machine has "
+            f"ray.use_gpu with ray.num_workers {workers} needs as many GPUs; this machine has "
             f"{torch.cuda.device_count()}. Set ray.use_gpu: false, lower ray.num_workers, or give ray.address"
         )
     wanting = [job for job in ("mine", "score", "train") if getattr(experiment, job) is not None]

@@ -46,23 +46,32 @@ def training(experiment: Experiment, rows: Store, batches: int) -> str:
     passage = mean_tokens(experiment, rows, "pos", data.passage_max_len)
     of_group = data.train_group_size * passage + query * (data.train_group_size if experiment.trains_reranker() else 1)
     a_batch = experiment.global_batch_size() * of_group
-    at_once = a_batch / experiment.ray.num_workers
-    if config.grad_cache:
-        a_chunk = experiment.tokens_per_chunk() or (config.sub_batch_size or 1) * max(query, passage)
-        at_once = min(at_once, a_chunk)
-    cost = training_cost(
-        experiment.model,
-        tokens=batches * a_batch,
-        tokens_a_worker_batch=at_once,
-        bf16=config.bf16 or config.fp16,
-        checkpointing=config.gradient_checkpointing,
-        zero_stage=deepspeed_settings(experiment)["zero_optimization"]["stage"],
-        num_workers=experiment.ray.num_workers,
-        use_gpu=experiment.ray.use_gpu,
-        grad_cache=config.grad_cache,
+    stage = deepspeed_settings(experiment)["zero_optimization"]["stage"]
+    costs = []
+    for workers in sorted({experiment.ray.most_workers, experiment.ray.fewest_workers}):
+        at_once = a_batch / workers
+        if config.grad_cache:
+            a_chunk = experiment.tokens_per_chunk() or (config.sub_batch_size or 1) * max(query, passage)
+            at_once = min(at_once, a_chunk)
+        costs.append(
+            training_cost(
+                experiment.model,
+                tokens=batches * a_batch,
+                tokens_a_worker_batch=at_once,
+                bf16=config.bf16 or config.fp16,
+                checkpointing=config.gradient_checkpointing,
+                zero_stage=stage,
+                num_workers=workers,
+                use_gpu=experiment.ray.use_gpu,
+                grad_cache=config.grad_cache,
+            )
+        )
+    return _words(*costs)
+
+
+def _words(cost: Cost, with_most: Cost | None = None) -> str:
+    """Of a cost, and of that with as many workers as there can be."""
+    least = "" if with_most is None else f"{with_most.bytes_a_worker / 1e9:.1f} to "
+    return (
+        f"about {duration(cost.seconds)} and {least}{cost.bytes_a_worker / 1e9:.1f} GB a worker at this machine's speed"
     )
-    return _words(cost)
-
-
-def _words(cost: Cost) -> str:
-    return f"about {duration(cost.seconds)} and {cost.bytes_a_worker / 1e9:.1f} GB a worker at this machine's speed"

@@ -21,7 +21,7 @@ from rayembed.jobs.rerank import Candidates, candidates_file
 from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.units import Unit, Work, run_units
 from rayembed.jobs.vectors import encoding_reads
-from rayembed.models.embedder import pad_chunks
+from rayembed.models.chunks import pad_chunks
 from rayembed.models.encoding import autocast, resolve_dtype, resolve_tokens_per_batch, tokenize
 from rayembed.models.m3 import M3Embedder, concatenate
 from rayembed.models.similarity import SIMILARITIES, Texts

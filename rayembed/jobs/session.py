@@ -59,10 +59,11 @@ def ray_session(config: RayConfig) -> Iterator[None]:
 
 def _check_resources(config: RayConfig) -> None:
     have = _resources()
-    cpus = config.num_workers * config.cpus_per_worker
+    workers = config.fewest_workers
+    cpus = workers * config.cpus_per_worker
     if cpus > have.get("CPU", 0):
         raise ValueError(
-            f"ray.num_workers {config.num_workers} x ray.cpus_per_worker {config.cpus_per_worker} asks for {cpus} CPU "
+            f"ray.num_workers {workers} x ray.cpus_per_worker {config.cpus_per_worker} asks for {cpus} CPU "
             f"cores; this machine has {have.get('CPU', 0):.0f}. Lower either, or set ray.address to a cluster"
         )
     if config.use_gpu:
@@ -75,16 +76,26 @@ def _resources() -> dict[str, float]:
     return have
 
 
+def room_for(config: RayConfig, *, use_gpu: bool) -> int:
+    """Workers that the Ray that runs has room for, at least the fewest and at most the most of ray.num_workers."""
+    if not config.elastic:
+        return config.most_workers
+    have = _resources()
+    room = have.get("CPU", 0) // config.cpus_per_worker
+    room = min(room, have.get("GPU", 0)) if use_gpu else room
+    return max(config.fewest_workers, min(config.most_workers, int(room)))
+
+
 def check_gpus(config: RayConfig, setting: str) -> None:
     """Refuses work on GPUs that the Ray that runs does not have: it would wait for them for ever.
 
     Raises:
         ValueError: names the setting that asks for them.
     """
-    have = _resources()
-    if config.num_workers > have.get("GPU", 0):
+    have, workers = _resources(), config.fewest_workers
+    if workers > have.get("GPU", 0):
         raise ValueError(
-            f"{setting} with ray.num_workers {config.num_workers} asks for {config.num_workers} GPUs; there are "
+            f"{setting} with ray.num_workers {workers} asks for {workers} GPUs; there are "
             f"{have.get('GPU', 0):.0f}. Set {setting}: false, lower ray.num_workers, or set ray.address to a cluster"
         )
 

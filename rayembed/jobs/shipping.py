@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from rayembed.config import Experiment
-from rayembed.config.deepspeed import deepspeed_settings
+from rayembed.config.deepspeed import MICRO_BATCH, deepspeed_settings
 
 _EXPERIMENT = TypeAdapter(Experiment)
 
@@ -16,7 +16,8 @@ def shipped(experiment: Experiment) -> str:
     train, score, lora = experiment.train, experiment.score, experiment.lora
     if train is not None:
         guide = train.guide_model and absolute(train.guide_model)
-        train = replace(train, deepspeed=deepspeed_settings(experiment), guide_model=guide)
+        settings = {**deepspeed_settings(experiment), MICRO_BATCH: "auto"}  # workers may become more or fewer
+        train = replace(train, deepspeed=settings, guide_model=guide)
     if lora is not None:
         own = lora.from_peft and absolute(lora.from_peft)
         lora = replace(lora, from_peft=own, raw_peft=[absolute(folder) for folder in lora.raw_peft])

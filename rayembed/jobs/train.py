@@ -3,11 +3,10 @@
 import logging
 import os
 import re
-import tempfile
+from contextlib import nullcontext
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray.train
 import ray.train.torch
@@ -22,6 +21,7 @@ from rayembed.data.plan import total_batches
 from rayembed.data.storage import working_folder
 from rayembed.data.store import Store
 from rayembed.jobs import estimates
+from rayembed.jobs.checkpoints import Checkpoints, best_in_words, kept
 from rayembed.jobs.folders import ChangedError, Reads, state, written_once
 from rayembed.jobs.inputs import check_rows, not_done, planned_batches, planned_rows, training_rows
 from rayembed.jobs.session import log_from_worker, ray_session
@@ -35,11 +35,10 @@ from rayembed.models.probe import reranker_section
 from rayembed.models.rerankers import check_classifier, check_pair_length
 from rayembed.models.trained import build_tokenizer
 from rayembed.training.allocation import keep_freed_memory
+from rayembed.training.compiling import check_compile
 from rayembed.training.leaving import watch_sigterm
 from rayembed.training.objective import negatives_per_query
-
-if TYPE_CHECKING:
-    from rayembed.training.engine import Engine
+from rayembed.training.optimizers import check_optimizer
 
 logger = logging.getLogger(__name__)
 OF_BATCHES = (  # settings of section data that decide what is in a batch
@@ -51,10 +50,6 @@ OF_BATCHES = (  # settings of section data that decide what is in a batch
 
 class TrainingError(RuntimeError):
     """Training stopped before its end; its last checkpoint is kept."""
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written; the one before it is kept."""
 
 
 def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
@@ -108,7 +103,7 @@ def plan(experiment: Experiment) -> str:
     cached = " (grad_cache: one chunk of a batch at a time)" if config.grad_cache else ""
     return (
         f"train: {rows.num_rows:,} rows of {source}, {batches.batches_per_epoch:,} batches of "
-        f"{batches.global_batch_size:,} queries an epoch on {experiment.ray.num_workers} workers, "
+        f"{batches.global_batch_size:,} queries an epoch on {experiment.ray.workers_in_words()}, "
         f"{total // config.gradient_accumulation_steps:,} steps, {' or '.join(map(str, negatives))} negatives a query"
         f"{cached}; {estimates.training(experiment, rows, total)}; {where}"
     )
@@ -120,10 +115,11 @@ def check_model(experiment: Experiment) -> None:
     Raises:
         ValueError: the guide, the adapter, gradient checkpointing or the layout of pairs does not fit; names the
             setting.
-        FileNotFoundError: a folder of the settings is not there.
+        FileNotFoundError: a folder of the settings, or a compiler, is not there.
         ModuleNotFoundError: a package that a setting needs is not there.
     """
     check_guide(experiment)
+    _check_engine(experiment)
     _check_architecture(experiment)
     if experiment.trains_reranker():
         pair_layout(build_tokenizer(experiment), experiment)
@@ -137,6 +133,13 @@ def check_model(experiment: Experiment) -> None:
         width = int(load_config(experiment.model.name_or_path, trust_remote_code=remote).hidden_size)
         if max(dims) > width:
             raise ValueError(f"train.mrl_dims has {max(dims)}, and vectors have {width} dimensions; set at most that")
+
+
+def _check_engine(experiment: Experiment) -> None:
+    config, resources = _section(experiment), experiment.ray
+    zero = deepspeed_settings(experiment)["zero_optimization"]
+    check_compile(config, zero["stage"])
+    check_optimizer(config, zero, use_gpu=resources.use_gpu, elastic=resources.elastic)
 
 
 def _check_architecture(experiment: Experiment) -> None:
@@ -163,7 +166,8 @@ def _section(experiment: Experiment) -> TrainConfig:
 
 def _reads(experiment: Experiment, rows: Store) -> Reads:
     config = _section(experiment)
-    not_the_result = {"save_steps", "save_minutes", "save_total_limit", "logging_steps", "deepspeed", *_OF_A_WORKER}
+    saving = {"save_steps", "save_minutes", "save_total_limit", "save_best", "logging_steps"}
+    not_the_result = {*saving, "deepspeed", *_OF_A_WORKER}
     data, settings = asdict(experiment.data), deepspeed_settings(experiment)
     return {
         "rows": rows.fingerprint,
@@ -186,10 +190,12 @@ def _of_workers(experiment: Experiment) -> Reads:
     """What the number of workers changes: nothing, where it leaves batches and their negatives as they are."""
     config, data = _section(experiment), experiment.data
     found: Reads = {"global_batch_size": experiment.global_batch_size()}
+    if experiment.ray.elastic:
+        return found
     own_sizes = bool(data.batch_size_by_length) or any(entry.batch_size is not None for entry in data.datasets)
     half = config.per_device_train_batch_size % 2 == 1  # symmetric types have half of a worker's batch, rounded
     if not config.negatives_cross_device or (config.global_batch_size is None and (own_sizes or half)):
-        found["num_workers"] = experiment.ray.num_workers
+        found["num_workers"] = experiment.ray.most_workers
     return found
 
 
@@ -228,6 +234,8 @@ def _adapters_and_guide(experiment: Experiment) -> Reads:
 def _fit(experiment: Experiment, tokens: Tokenized, rows: Store, folder: Path) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # Ray Train polls its workers every 2 s otherwise
     config, resources = _section(experiment), experiment.ray
+    if resources.elastic:  # so long Ray waits for a worker that was lost before it goes on with those that are left
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     out = Path(experiment.output_dir).resolve()
     trainer = ray.train.torch.TorchTrainer(
         _worker,
@@ -242,7 +250,8 @@ def _fit(experiment: Experiment, tokens: Tokenized, rows: Store, folder: Path) -
         },
         torch_config=_TorchConfig(backend="nccl" if resources.use_gpu else "gloo", timeout_s=resources.timeout_s),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.num_workers,
+            num_workers=resources.num_workers,  # type: ignore[arg-type] # of Ray's version 1, as below
+            elastic_resize_monitor_interval_s=resources.resize_interval_s,  # type: ignore[call-arg]
             use_gpu=resources.use_gpu,
             resources_per_worker={
                 "CPU": resources.cpus_per_worker,
@@ -253,18 +262,20 @@ def _fit(experiment: Experiment, tokens: Tokenized, rows: Store, folder: Path) -
             name="checkpoints",
             storage_path=str(folder.resolve()),
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.save_total_limit),
+            checkpoint_config=kept(config),
             # The progress line is ours; Ray shows type checkers the RunConfig of its version 1.
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         ),
     )
     try:
-        trainer.fit()
+        result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise TrainingError(
             f"training stopped: {_cause(error)}\nIts checkpoints are kept in {folder / 'checkpoints'}; run the same "
             "command again to go on from the last one"
         ) from error
+    if config.save_best:
+        logger.info(best_in_words(result, out / "train"))
 
 
 def _probe_texts(experiment: Experiment, rows: Store) -> list[tuple[str, str]]:
@@ -296,29 +307,6 @@ class _TorchConfig(TorchConfig):
         return Listening
 
 
-def _save(engine: "Engine", state: dict[str, int], *, storage: Path) -> None:
-    """Writes and reports a checkpoint; Ray counts it as one when all workers have done so.
-
-    Raises:
-        CheckpointError: the disk is full, the storage does not answer, or a file could not be written.
-    """
-    step = state["step"]
-    try:
-        with tempfile.TemporaryDirectory() as folder:  # a folder of its own a rank: Ray brings them together
-            engine.save(Path(folder), state)
-            ray.train.report(
-                {"step": step},
-                checkpoint=ray.train.Checkpoint.from_directory(folder),
-                checkpoint_dir_name=f"step-{step:08d}",
-            )
-    except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"the checkpoint of step {step} could not be written by way of {tempfile.gettempdir()} to {storage}: "
-            f"{reason}; the one before it is whole. Make room there, or set TMPDIR or output_dir to a larger disk"
-        ) from error
-
-
 def _worker(settings: dict[str, Any]) -> None:
     """Runs in every Ray Train worker."""
     from rayembed.training.loop import Worker, train
@@ -330,7 +318,7 @@ def _worker(settings: dict[str, Any]) -> None:
         keep_freed_memory()
     context = ray.train.get_context()
     checkpoint = ray.train.get_checkpoint()
-    save = partial(_save, storage=Path(settings["train_folder"]) / "checkpoints")
+    checkpoints = Checkpoints(Path(settings["train_folder"]) / "checkpoints", timeout_s=experiment.ray.timeout_s)
     worker = Worker(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
@@ -343,8 +331,6 @@ def _worker(settings: dict[str, Any]) -> None:
         probe_texts=tuple(map(tuple, settings["probe_texts"])),
         notice=lambda: ray.train.get_preemption_info() is not None,
     )
-    if checkpoint is None:
-        train(experiment, worker, resume_from=None, checkpoint=save)
-        return
-    with checkpoint.as_directory() as folder:
-        train(experiment, worker, resume_from=Path(folder), checkpoint=save)
+    with nullcontext() if checkpoint is None else checkpoint.as_directory() as folder, checkpoints.all_sent():
+        resume_from = None if folder is None else Path(folder)
+        train(experiment, worker, resume_from=resume_from, checkpoint=checkpoints.save)

@@ -24,6 +24,7 @@ from ray.exceptions import RayError
 
 from rayembed.config.ray import RayConfig
 from rayembed.data.storage import write_atomic
+from rayembed.jobs.session import room_for
 from rayembed.tracking.progress import Progress, duration
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class UnitError(RuntimeError):
 def run_units(
     units: Sequence[Unit], work: Work, config: RayConfig, *, use_gpu: bool | None = None
 ) -> list[dict[str, Any]]:
-    """Does the units that are not done yet, on `ray.num_workers` actors.
+    """Does the units that are not done yet, on `ray.num_workers` actors, or as many as the cluster has room for.
 
     Args:
         units: the whole plan.
@@ -159,7 +160,7 @@ def _stream(pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: boo
         "threads": config.cpus_per_worker,
         "use_gpu": use_gpu,
         "max_retries": config.max_unit_retries,
-        "num_workers": config.num_workers,
+        "num_workers": config.most_workers,
     }
     (work.folder / TRIES / MAKING).unlink(missing_ok=True)
     items = [{"mark": str(_mark(unit)), "spec": json.dumps(unit.spec)} for unit in pending]
@@ -171,7 +172,10 @@ def _stream(pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: boo
             UnitActor,
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(
-                size=min(config.num_workers, len(items)), max_tasks_in_flight_per_actor=2
+                min_size=min(config.fewest_workers, len(items)),
+                max_size=min(config.most_workers, len(items)),
+                initial_size=min(room_for(config, use_gpu=use_gpu), len(items)),
+                max_tasks_in_flight_per_actor=2,
             ),
             fn_constructor_kwargs=arguments,
             num_cpus=config.cpus_per_worker,

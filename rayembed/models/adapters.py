@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 from rayembed.config.families import LoraConfig
-from rayembed.models.embedder import Chunk
+from rayembed.models.chunks import Chunk
 from rayembed.models.loading import weights_fingerprint
 
 CONFIG, BASE = "adapter_config.json", "adapter_base.json"
@@ -41,10 +41,8 @@ def check_adapter(config: LoraConfig, backbone: nn.Module) -> None:
         ModuleNotFoundError: bitsandbytes is not there and needed.
         ValueError: a name that no module has.
     """
-    if config.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
-        raise ModuleNotFoundError(
-            "lora.load_in_4bit needs the package bitsandbytes; pip install 'rayembed[qlora]', or set it to false"
-        )
+    if config.load_in_4bit:
+        check_bitsandbytes("lora.load_in_4bit", "false")
     check_folders(config.raw_peft, setting="lora.raw_peft")
     if config.from_peft is not None:
         check_folders([config.from_peft], setting="lora.from_peft", before=config.raw_peft)
@@ -52,6 +50,22 @@ def check_adapter(config: LoraConfig, backbone: nn.Module) -> None:
         _, saved = _module_names(backbone, config)
         if config.load_in_4bit:
             _check_saved_in_4bit(backbone, saved)
+
+
+def check_bitsandbytes(setting: str, otherwise: str) -> None:
+    """Refuses a setting that needs bitsandbytes where it is not installed.
+
+    Args:
+        setting: that needs it, for the message.
+        otherwise: the value of the setting that does without.
+
+    Raises:
+        ModuleNotFoundError: says what to install.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModuleNotFoundError(
+            f"{setting} needs the package bitsandbytes; pip install 'rayembed[qlora]', or set it to {otherwise}"
+        )
 
 
 def check_folders(folders: Sequence[str], *, setting: str, before: Sequence[str] = ()) -> None:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rayembed.models.embedder import Embedder, pad_chunks
+from rayembed.models.chunks import pad_chunks
+from rayembed.models.embedder import Embedder
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

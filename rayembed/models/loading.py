@@ -337,6 +337,7 @@ def prepare_for_training(
         fixed = fix_position_embedding and FAMILIES[family].position_embeddings in name
         if unused or fixed or fix_encoder:  # what an adapter froze stays so
             parameter.requires_grad_(False)
+    backbone.config.use_cache = False  # of keys and values, which no training reads
     if gradient_checkpointing:
         backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()

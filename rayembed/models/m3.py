@@ -17,7 +17,8 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from rayembed.models.embedder import Chunk, Embedder, Packed, TokenBatch
+from rayembed.models.chunks import Chunk, Packed, TokenBatch
+from rayembed.models.embedder import Embedder
 from rayembed.models.loading import resolve
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,15 @@ class M3Embedder(Embedder):
             "colbert": vectors.masked_fill(~counted.unsqueeze(-1), 0),
             "mask": counted.long(),
         }
+
+    def parted(self, outputs: Mapping[str, Tensor], chunks: Sequence[Packed]) -> list[dict[str, Tensor]]:
+        """Those of chunks that were read as one, each padded to its own longest."""
+        counts = [chunk.num_texts for chunk in chunks]
+        parts: list[dict[str, Tensor]] = [{} for _ in chunks]
+        for name, rows in outputs.items():
+            for part, own, chunk in zip(parts, torch.split(rows, counts), chunks, strict=True):
+                part[name] = own[:, : max(chunk.lengths)] if name in OF_TOKENS else own
+        return parts
 
     def joined(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Those of several chunks, padded to the longest."""

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rayembed.models.chunks import TokenBatch, pack_chunks, pad_chunks
 from rayembed.models.decoders import plain
-from rayembed.models.embedder import ChunkModel, TokenBatch, pack_chunks, pad_chunks
+from rayembed.models.embedder import ChunkModel
 from rayembed.models.encoding import autocast
 from rayembed.models.packing import attention_dropout, let_pack
 

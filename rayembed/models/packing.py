@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rayembed.models.attention_dropout import attention_with_dropout
 from rayembed.models.decoders import plain, takes_positions
 
 COUNTED_FROM_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl")  # positions begin after it
@@ -200,6 +201,11 @@ def _in_runs(query: Tensor, key: Tensor, value: Tensor, segments: Segments, how:
 def _together(query: Tensor, key: Tensor, value: Tensor, *, how: _How) -> Tensor:
     """[n, h, length, d] of n texts of equal length."""
     mask, grouped = _mask(query.shape[2], how, query.device), key.shape[1] != query.shape[1]
+    if how.softcap is None and how.dropout and query.device.type == "cpu":
+        if grouped:
+            key, value = _repeated(query, key, value)
+        seen = _causal(query.shape[2], query.device) if mask is None and how.causal else mask
+        return attention_with_dropout(query, key, value, scale=how.scaling, seen=seen, dropout=how.dropout)
     if how.softcap is None:
         return F.scaled_dot_product_attention(
             query,
@@ -212,13 +218,22 @@ def _together(query: Tensor, key: Tensor, value: Tensor, *, how: _How) -> Tensor
             enable_gqa=grouped,
         )
     if grouped:
-        key, value = (rows.repeat_interleave(query.shape[1] // rows.shape[1], dim=1) for rows in (key, value))
+        key, value = _repeated(query, key, value)
     scores = torch.tanh(query @ key.transpose(2, 3) * how.scaling / how.softcap) * how.softcap
     if mask is None and how.causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        mask = _causal(query.shape[2], query.device)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     return F.dropout(scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype), how.dropout) @ value
+
+
+def _repeated(query: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """Keys and values with a head for each of the query's."""
+    return tuple(rows.repeat_interleave(query.shape[1] // rows.shape[1], dim=1) for rows in others)
+
+
+def _causal(length: int, device: torch.device) -> Tensor:
+    return torch.ones((length, length), dtype=torch.bool, device=device).tril()
 
 
 def _mask(length: int, how: _How, device: torch.device) -> Tensor | None:
@@ -237,6 +252,7 @@ def _register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+    attend = torch.compiler.disable(_attend)  # type: ignore[no-untyped-call] # lengths on the host would be compiled in
     for otherwise, name in NAMES.items():
-        AttentionInterface.register(name, partial(_attend, otherwise))
+        AttentionInterface.register(name, partial(attend, otherwise))
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[otherwise])

@@ -4,8 +4,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from rayembed.models.chunks import Chunk, Packed, TokenBatch
 from rayembed.models.decoders import plain, positions, takes_positions
-from rayembed.models.embedder import Chunk, ChunkModel, Packed, TokenBatch
+from rayembed.models.embedder import ChunkModel
 
 
 class PairScorer(ChunkModel):

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rayembed.config.score import ScoreConfig
-from rayembed.models.embedder import pad_chunks
+from rayembed.models.chunks import pad_chunks
 from rayembed.models.encoding import autocast, tokenize
 from rayembed.models.families import FAMILIES
 from rayembed.models.loading import check_length, load_config, load_tokenizer, resolve

@@ -15,7 +15,8 @@ from transformers import AddedToken, AutoModel, PreTrainedTokenizerBase
 from rayembed.config import Experiment
 from rayembed.config.train import TrainConfig
 from rayembed.models.adapters import add_tokens, merged, save_adapter, with_adapter
-from rayembed.models.embedder import Chunk, Embedder, pad_chunks
+from rayembed.models.chunks import Chunk, pad_chunks
+from rayembed.models.embedder import Embedder
 from rayembed.models.encoding import tokenize
 from rayembed.models.export import save_embedder, save_reranker
 from rayembed.models.families import FAMILIES

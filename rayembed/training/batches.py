@@ -20,7 +20,7 @@ from rayembed.data.prompts import ALIKE
 from rayembed.data.shuffle import shuffled_positive
 from rayembed.data.tasks import CLASS, STS
 from rayembed.data.tokens import TokenRow, TokenStore
-from rayembed.models.embedder import TokenBatch, pack_chunks, pad_chunks
+from rayembed.models.chunks import TokenBatch, pack_chunks, pad_chunks
 from rayembed.models.pairs import PairLayout
 from rayembed.training.in_context import InContext
 
@@ -175,6 +175,24 @@ class BatchSource:
         pairs = [self.layout.pack(queries[i // group_size], passage) for i, passage in enumerate(passages)]
         types = None if self.layout.types is None else [kinds for _, kinds in pairs]
         return (self._in_chunks([ids for ids, _ in pairs], types),)
+
+    def longest_text(self) -> tuple[list[int], list[int] | None]:
+        """As long as the model will read any, with the types of its tokens, if it is told these."""
+        row = self.tokens.row(int(self.tokens.lengths().argmax()))
+        passages = [*row.pos, *row.neg]
+        if self.layout is not None:
+            return self.layout.pack(row.query, max(passages, key=len))
+        longest = max([row.query, *passages], key=len)
+        if self.in_context is None:
+            return longest.tolist(), None
+        queries = replace(self, pin_memory=False).batch(0).inputs[0]  # with their examples
+        length = max(chunk.mask.shape[1] for chunk in queries.chunks)
+        return np.resize(longest, max(len(longest), length)).tolist(), None
+
+    def copies_of_longest(self, count: int) -> TokenBatch:
+        """So many texts, each the longest."""
+        ids, types = self.longest_text()
+        return self._in_chunks([ids] * count, None if types is None else [types] * count)
 
     def _in_chunks(self, texts: Sequence[Any], types: Sequence[Any] | None = None) -> TokenBatch:
         limits = {"texts_per_chunk": self.sub_batch_size, "tokens_per_chunk": self.tokens_per_chunk}

@@ -134,6 +134,11 @@ class Saved:
                 f"{self._folder} was written with zero_optimization.elastic_checkpoint or parameter_alignment; "
                 f"only as many workers as wrote it can go on with it; set ray.num_workers to {self.num_workers}"
             )
+        if any(MOMENTS[0] not in found for found in states[0]["state"].values()):
+            raise ValueError(
+                f"{self._folder} has moments in 8 bits (train.optim: adamw_bnb_8bit), scaled by the block, and blocks "
+                f"cannot be cut for another number of workers; set ray.num_workers to {self.num_workers}"
+            )
         return states
 
     def _flats(self, rank: int, key: str) -> Sequence[Tensor]:

@@ -1,6 +1,5 @@
 """The DeepSpeed engine: the only file that imports deepspeed."""
 
-import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
@@ -10,10 +9,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import get_scheduler
 
 from rayembed.config.train import TrainConfig
 from rayembed.training.checkpoints import FOLDER, Flat, Piece, Saved
+from rayembed.training.optimizers import adamw
+from rayembed.training.schedule import schedule
 
 if not torch.cuda.is_available():  # silences DeepSpeed's guess; on a GPU machine it must stay unset
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -47,24 +47,15 @@ class Engine:
             total_steps: steps of the optimiser, for the schedule.
             device: of this worker.
         """
-        optimizer = torch.optim.AdamW(
-            parameter_groups(model, train.weight_decay),
-            lr=train.learning_rate,
-            betas=(train.adam_beta1, train.adam_beta2),
-            eps=train.adam_epsilon,
-            fused=device.type == "cuda" and settings["zero_optimization"]["stage"] == 0,
-        )
-        warmup = train.warmup_steps if train.warmup_steps is not None else math.ceil(train.warmup_ratio * total_steps)
-        scheduler = get_scheduler(
-            train.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps
-        )
-        self.stage: int = settings["zero_optimization"]["stage"]
+        stage = settings["zero_optimization"]["stage"]
+        optimizer = adamw(model, train, fused=device.type == "cuda" and stage == 0)
+        self.stage: int = stage
         if train.bf16:  # inside the model: on a GPU, DeepSpeed turns an autocast around its engine off
             model.forward = torch.autocast(device.type, dtype=torch.bfloat16)(model.forward)
         self._engine, *_ = deepspeed.initialize(
             model=model.to(device),
             optimizer=optimizer,
-            lr_scheduler=scheduler,
+            lr_scheduler=schedule(optimizer, train, total_steps=total_steps),
             config=settings,
             dist_init_required=False if dist.is_initialized() else None,
         )
@@ -272,13 +263,3 @@ def _load_trained(src: dict[str, Tensor], dst: nn.Module) -> None:
             f"{len(unexpected)} others {unexpected[:3]}; set the settings back, or train anew with --overwrite"
         )
     dst.load_state_dict(src, strict=False)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trained parameters in two groups: biases and normalisation weights (one-dimensional) get no weight decay."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]

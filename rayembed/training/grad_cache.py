@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayembed.models.embedder import Chunk, ChunkModel, Packed, TokenBatch, in_order
+from rayembed.models.chunks import Chunk, Packed, TokenBatch, in_order
+from rayembed.models.embedder import ChunkModel
 from rayembed.training.engine import Engine
 from rayembed.training.gather import largest_of_workers
 

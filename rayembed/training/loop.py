@@ -34,6 +34,8 @@ from rayembed.tracking.progress import Progress
 from rayembed.training.alarms import Alarms, Judge
 from rayembed.training.allocation import give_back_freed_memory
 from rayembed.training.batches import Batch, BatchSource
+from rayembed.training.chunk_size import probed_tokens
+from rayembed.training.compiling import compile_layers
 from rayembed.training.engine import Engine
 from rayembed.training.grad_cache import cached_backward
 from rayembed.training.in_context import InContext
@@ -44,7 +46,7 @@ from rayembed.training.packed import equal_chunks, reads_packed
 from rayembed.training.saves import Saves, never
 from rayembed.training.turns import Turns
 
-Report = Callable[[Engine, dict[str, int]], None]
+Report = Callable[[Engine, dict[str, int], float], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,8 @@ def train(experiment: Experiment, worker: Worker, *, resume_from: Path | None, c
         experiment: its `train` section is there.
         worker: this worker's place and folders.
         resume_from: a checkpoint of this run, of any number of workers. None: from the base model.
-        checkpoint: called by all workers where a checkpoint is due, with the engine and {"step": steps done}.
+        checkpoint: called by all workers where a checkpoint is due, with the engine, {"step": steps done} and the mean
+            loss since the one before.
 
     Raises:
         FloatingPointError: the loss or the gradient is not a number; the message names step, batch and rows.
@@ -102,8 +105,12 @@ def train(experiment: Experiment, worker: Worker, *, resume_from: Path | None, c
     guide = load_guide(experiment)
     guide = None if guide is None else guide.to(worker.device)
     source = replace(source, packed=reads_packed(config, model.to(worker.device), guide))  # before ZeRO 3 spreads it
+    compile_layers(model, config)
+    if config.tokens_per_chunk == "probe":
+        source = replace(source, tokens_per_chunk=_probed_chunk(experiment, source, model, worker))
     objective = Objective(experiment, guide=guide)
-    engine = Engine(model, config, deepspeed_settings(experiment), total_steps=total_steps, device=worker.device)
+    settings = deepspeed_settings(experiment, workers=worker.world_size)
+    engine = Engine(model, config, settings, total_steps=total_steps, device=worker.device)
     found = {"step": 0, "workers": worker.world_size} if resume_from is None else engine.load(resume_from)
     done = found["step"]
     if worker.rank == 0:
@@ -150,6 +157,7 @@ def _steps(
         if reading.broken:  # on all workers alike, and before the weights are touched
             first = number + 1 - accumulation
             raise FloatingPointError(_broken(worker, source, done, [first + place for place in reading.broken]))
+        saves.add(reading.figures["loss"])
         engine.step()
         if not (math.isfinite(engine.grad_norm) or engine.scales_loss):  # no checkpoint may hold such weights
             raise FloatingPointError(f"the gradient norm of step {done} is {engine.grad_norm}; {_REMEDY}")
@@ -168,7 +176,7 @@ def _steps(
             progress.add(1, _detail(figures, of), force=now)
         names = []
         if saves.due(done, reading.flags) and done < total_steps:
-            checkpoint(engine, {"step": done})
+            checkpoint(engine, {"step": done}, saves.mean_loss())
             if reading.flags[0]:
                 raise LeftError(f"a worker got SIGTERM and left; the checkpoint of step {done} was saved before")
 
@@ -231,6 +239,11 @@ def batch_source(experiment: Experiment, worker: Worker) -> BatchSource:
         tokens_per_chunk=experiment.tokens_per_chunk(),
         pin_memory=worker.device.type == "cuda",
     )
+
+
+def _probed_chunk(experiment: Experiment, source: BatchSource, model: nn.Module, worker: Worker) -> int:
+    dtype = torch.bfloat16 if experiment.train is not None and experiment.train.bf16 else torch.float32
+    return probed_tokens(source, model, dtype=dtype, device=worker.device, folder=worker.train_folder)
 
 
 def _in_context(experiment: Experiment, rows: Store, tokenizer: PreTrainedTokenizerBase) -> InContext | None:

@@ -327,5 +327,5 @@ def negatives_per_query(experiment: Experiment, dataset: Dataset) -> int:
     assert train is not None
     if dataset.no_in_batch_neg or experiment.trains_reranker() or dataset.type == STS:
         return dataset.group_size - 1
-    workers = 1 if train.negatives_cross_device else experiment.ray.num_workers
+    workers = 1 if train.negatives_cross_device else experiment.ray.most_workers  # one number then, see Experiment
     return dataset.batch_size // workers * dataset.group_size - 1

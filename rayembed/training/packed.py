@@ -6,7 +6,8 @@ from dataclasses import replace
 from torch import nn
 
 from rayembed.config.train import TrainConfig
-from rayembed.models.embedder import ChunkModel, Embedder, TokenBatch
+from rayembed.models.chunks import TokenBatch
+from rayembed.models.embedder import ChunkModel, Embedder
 from rayembed.models.packable import why_not_packed
 from rayembed.training.batches import Batch
 from rayembed.training.gather import largest_of_workers

@@ -40,6 +40,17 @@ class Saves:
         self._train, self._clock_counts, self._notice, self._clock = train, rank == 0, notice, clock
         self._saved, self._noticed = clock(), False
         self._asked: float | None = None
+        self._losses: list[float] = []
+
+    def add(self, loss: float) -> None:
+        """Takes the loss of a step."""
+        self._losses.append(loss)
+
+    def mean_loss(self) -> float:
+        """Over the steps since it was asked for last: since the last checkpoint."""
+        found = sum(self._losses) / len(self._losses)
+        self._losses = []
+        return found
 
     def flags(self) -> tuple[bool, bool, bool]:
         """What this worker says: it has to leave; the minutes are over; Ray is to be asked."""

@@ -23,7 +23,8 @@ from rayembed.config.data import DataConfig
 from rayembed.config.deepspeed import deepspeed_settings
 from rayembed.config.model import ModelConfig
 from rayembed.config.train import TrainConfig
-from rayembed.models.embedder import Embedder, TokenBatch, pad_chunks
+from rayembed.models.chunks import TokenBatch, pad_chunks
+from rayembed.models.embedder import Embedder
 from rayembed.training.batches import Batch
 from rayembed.training.engine import Engine
 from rayembed.training.grad_cache import cached_backward

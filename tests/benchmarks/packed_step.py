@@ -15,7 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from rayembed.config.model import ModelConfig
 from rayembed.losses import info_nce
-from rayembed.models.embedder import Embedder, TokenBatch, pack_chunks, pad_chunks
+from rayembed.models.chunks import TokenBatch, pack_chunks, pad_chunks
+from rayembed.models.embedder import Embedder
 from rayembed.models.encoding import autocast, tokenize
 from rayembed.models.loading import load_embedder, prepare_for_training, tokenizer_of
 from rayembed.models.packable import why_not_packed

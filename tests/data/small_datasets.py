@@ -40,14 +40,14 @@ def store(folder: Path, rows: Rows, *, rows_per_part: int = 5) -> Store:
 
 
 def experiment(
-    *, workers: int = 1, train: dict[str, object] | None = None, seed: int = 42, **data: object
+    *, workers: int | tuple[int, int] = 1, train: dict[str, object] | None = None, seed: int = 42, **data: object
 ) -> Experiment:
     """An experiment with these settings; two queries a worker."""
     return Experiment(
         output_dir="none",
         seed=seed,
         model=ModelConfig(name_or_path="none"),
-        ray=RayConfig(num_workers=workers),
+        ray=RayConfig(num_workers=workers, max_failures=1),
         train=TypeAdapter(TrainConfig).validate_python({"per_device_train_batch_size": 2} | (train or {})),
         data=TypeAdapter(DataConfig).validate_python({"train_group_size": 3} | data),
     )

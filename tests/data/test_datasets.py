@@ -144,6 +144,25 @@ def test_batch_sizes_on_three_workers(
     assert found.batch_sizes == expected
 
 
+def test_batches_must_fit_any_number_of_workers_that_may_be(tmp_path: Path) -> None:
+    rows, train = plain("a", 4), {"global_batch_size": 12}
+    entry = {"name": "a", "batch_size": 6}
+    assert one(tmp_path / "1", rows, workers=(2, 3), train=train, datasets=[entry]).batch_sizes == ((None, 6),)
+    message = (
+        r"'a' has batches of 9 queries, not a multiple of 6, which ray\.num_workers \[2, 3\] needs; .*that is \(12\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        one(tmp_path / "2", rows, workers=(2, 3), train=train, datasets=[{**entry, "batch_size": 9}])
+
+
+def test_in_batch_negatives_of_one_dataset_must_not_depend_on_the_workers(tmp_path: Path) -> None:
+    rows, entry = plain("a", 4), {"name": "a", "no_in_batch_neg": False}
+    train = {"global_batch_size": 12, "negatives_cross_device": False, "no_in_batch_neg": True}
+    with pytest.raises(ValueError, match=r"dataset 'a' has in-batch negatives, of which a query would have more"):
+        one(tmp_path / "1", rows, workers=(2, 3), train=train, datasets=[entry])
+    one(tmp_path / "2", rows, workers=(2, 3), train={**train, "negatives_cross_device": True}, datasets=[entry])
+
+
 def test_half_a_global_batch_must_fit_the_workers(tmp_path: Path) -> None:
     rows = plain("a", 4, type="symmetric_sts")
     with pytest.raises(ValueError, match=r"dataset 'a' has batches of 3 queries, not a multiple of ray\.num_workers 2"):

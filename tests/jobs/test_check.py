@@ -30,6 +30,7 @@ def test_it_says_how_much_there_is_and_what_is_cut(make_experiment: MakeExperime
         ({"mine": {"model": "nowhere/such"}}, "model 'nowhere/such': no checkpoint found"),
         ({"score": {"model": "nowhere/such"}}, "model 'nowhere/such': no checkpoint found"),
         ({"ray": {"num_workers": 64, "use_gpu": True}}, "needs as many GPUs; this machine has"),
+        ({"ray": {"num_workers": [63, 64], "use_gpu": True}}, "ray.num_workers 63 needs as many GPUs"),
         ({"mine": {}, "train": {"knowledge_distillation": True}}, "has no teacher scores; add a section score"),
     ],
 )

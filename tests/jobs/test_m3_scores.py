@@ -9,7 +9,7 @@ import torch
 
 from rayembed.data.store import PASSAGES, QUERIES, StoreWriter
 from rayembed.jobs.m3_scores import HEADS, head_scores
-from rayembed.models.embedder import pad_chunks
+from rayembed.models.chunks import pad_chunks
 from rayembed.models.encoding import tokenize
 from rayembed.models.m3 import M3Embedder
 from rayembed.models.similarity import SIMILARITIES

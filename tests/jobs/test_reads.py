@@ -44,8 +44,8 @@ def section(name: str, **changes: Any) -> Change:  # noqa: ANN401
     return lambda experiment: replace(experiment, **{name: replace(getattr(experiment, name), **changes)})
 
 
-def on_workers(number: int, **train: Any) -> Change:  # noqa: ANN401
-    return lambda experiment: section("ray", num_workers=number)(section("train", **train)(experiment))
+def on_workers(number: int | tuple[int, int], **train: Any) -> Change:  # noqa: ANN401
+    return lambda experiment: section("ray", num_workers=number, max_failures=1)(section("train", **train)(experiment))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,8 @@ DOES_NOT = [
     ("mine", section("score", max_len=9)),
     ("mine", section("encode", queries_per_unit=7)),
     ("score", model(query_instruction_for_retrieval="the student's")),
-    ("train", section("train", save_steps=3, save_minutes=5, logging_steps=1)),
+    ("train", section("train", save_steps=3, save_minutes=5, logging_steps=1, save_best=True)),
+    ("train", on_workers((1, 2), global_batch_size=8)),
     *(("train", on_workers(2, global_batch_size=8)), ("train", on_workers(2, per_device_train_batch_size=4))),
     ("train", section("train", deepspeed={"zero_optimization": {"stage": 0}})),
 ]

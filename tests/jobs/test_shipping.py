@@ -7,6 +7,7 @@ import pytest
 from rayembed.config import Experiment
 from rayembed.config.deepspeed import deepspeed_settings
 from rayembed.config.model import ModelConfig
+from rayembed.config.ray import RayConfig
 from rayembed.config.train import TrainConfig
 from rayembed.jobs.shipping import received, shipped
 
@@ -28,6 +29,19 @@ def test_it_does_not_depend_on_the_working_directory(
     assert there.output_dir == str(tiny_model.parent.resolve() / "runs/x")
     assert deepspeed_settings(there) == expected
     assert expected["zero_optimization"]["stage"] == 2
+
+
+def test_workers_may_become_others_on_the_way() -> None:
+    experiment = Experiment(
+        output_dir="x",
+        model=ModelConfig(name_or_path="hub/id"),
+        ray=RayConfig(num_workers=(1, 2), max_failures=1),
+        train=TrainConfig(global_batch_size=8),
+    )
+    there = received(shipped(experiment))
+    assert there.ray == experiment.ray
+    found = [deepspeed_settings(there, workers=workers)["train_micro_batch_size_per_gpu"] for workers in (1, 2)]
+    assert found == [8, 4]
 
 
 def test_hub_ids_and_packages_stay_as_they_are() -> None:

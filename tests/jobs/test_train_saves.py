@@ -1,6 +1,7 @@
 """Checkpoints that cannot be written, and folders of other numbers of workers: what is said, and what is kept."""
 
 import json
+import re
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 from rayembed.config import Experiment
 from rayembed.config.train import TrainConfig
 from rayembed.jobs import train
+from rayembed.jobs.checkpoints import CheckpointError, Checkpoints
 from rayembed.jobs.folders import RECORD, ChangedError
 from rayembed.jobs.inputs import training_rows
 from tests.jobs.conftest import MakeExperiment
@@ -25,15 +27,21 @@ from tests.training.test_engine import make_engine
 def save_on_a_full_disk(storage: Path) -> tuple[str, list[int]]:
     """A checkpoint, and one that finds no room for the files it writes; what is said, and what was reported."""
     reported: list[int] = []
-    ray.train.report = lambda metrics, **_: reported.append(metrics["step"])
+    checkpoints = Checkpoints(storage, timeout_s=10)
+
+    def report(metrics: dict[str, Any], **_: object) -> None:
+        reported.append(metrics["step"])
+        checkpoints._sent.set()
+
+    ray.train.report = report
     engine = make_engine(settings_of(Path("unused"), 1, 1), nn.Linear(200, 200))
     engine.backward(engine(torch.ones(1, 200)).sum())
     engine.step()
-    train._save(engine, {"step": 1}, storage=storage)
+    checkpoints.save(engine, {"step": 1}, 0.5)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
     try:
-        with pytest.raises(train.CheckpointError) as error:
-            train._save(engine, {"step": 2}, storage=storage)
+        with pytest.raises(CheckpointError) as error:
+            checkpoints.save(engine, {"step": 2}, 0.5)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     return str(error.value), reported
@@ -44,22 +52,6 @@ def test_a_checkpoint_that_finds_no_room_is_not_reported(tmp_path: Path) -> None
     assert reported == [1]
     assert f"the checkpoint of step 2 could not be written by way of /tmp to {tmp_path}: " in message
     assert "the one before it is whole. Make room there, or set TMPDIR or output_dir to a larger disk" in message
-
-
-class Written:
-    """An engine whose checkpoint is written."""
-
-    def save(self, folder: Path, state: dict[str, int]) -> None:
-        (folder / "state").write_text(json.dumps(state))
-
-
-def test_a_storage_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def report(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(ray.train, "report", report)
-    with pytest.raises(train.CheckpointError, match=rf"to {tmp_path}: \[Errno 28\] No space left on device; the one"):
-        train._save(Written(), {"step": 2}, storage=tmp_path)  # type: ignore[arg-type]
 
 
 def begun(made: Experiment, **settings: Any) -> Experiment:  # noqa: ANN401 - of section train
@@ -83,7 +75,7 @@ def no_fit(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(train, "tokenize_rows", lambda *_: None)
 
     def fit(experiment: Experiment, *_: object) -> None:
-        started.append(experiment.ray.num_workers)
+        started.append(experiment.ray.most_workers)
 
     monkeypatch.setattr(train, "_fit", fit)
     monkeypatch.setattr(train, "ray_session", lambda _: open("/dev/null"))
@@ -106,6 +98,12 @@ def test_other_batches_are_refused_with_the_size_to_set(
     assert made.train is not None
     train.run(replace(made, train=replace(made.train, global_batch_size=8)))
     assert no_fit == [2]
+
+
+def test_a_dry_run_says_the_range(make_experiment: MakeExperiment, tmp_path: Path) -> None:
+    made = make_experiment(tmp_path / "run", ray={"num_workers": [1, 2], "max_failures": 1})
+    made = replace(made, train=TrainConfig(global_batch_size=8), data=replace(made.data, train_group_size=1))
+    assert re.search(r" 8 queries an epoch on 1 to 2 workers, .* and [\d.]+ to [\d.]+ GB a worker at", train.plan(made))
 
 
 CASES: list[tuple[dict[str, Any], list[Any]]] = [

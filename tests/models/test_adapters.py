@@ -24,8 +24,8 @@ from rayembed.models.adapters import (
     save_adapter,
     with_adapter,
 )
+from rayembed.models.chunks import Chunk
 from rayembed.models.decoders import append_eos
-from rayembed.models.embedder import Chunk
 from tests.models.tiny_decoders import qwen_tokenizer, tiny_decoder
 
 NEW = ["<query>", "<passage>"]

@@ -12,7 +12,8 @@ from transformers import AutoModel, AutoModelForCausalLM
 from rayembed.config.families import LoraConfig
 from rayembed.config.model import ModelConfig
 from rayembed.models.adapters import TARGETS, add_tokens, check_adapter, merged, save_adapter, with_adapter
-from rayembed.models.embedder import Chunk, Embedder
+from rayembed.models.chunks import Chunk
+from rayembed.models.embedder import Embedder
 from rayembed.models.loading import load_backbone, prepare_for_training
 from tests.models.tiny_decoders import qwen_tokenizer, tiny_decoder
 

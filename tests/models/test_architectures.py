@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 from rayembed.config import Experiment
 from rayembed.config.data import DataConfig
 from rayembed.config.model import ModelConfig
-from rayembed.models.embedder import Embedder, TokenBatch, pad_chunks
+from rayembed.models.chunks import TokenBatch, pad_chunks
+from rayembed.models.embedder import Embedder
 from rayembed.models.encoding import encode, tokenize
 from rayembed.models.export import save_embedder
 from rayembed.models.loading import (

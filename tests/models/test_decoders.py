@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from rayembed.config.model import ModelConfig
+from rayembed.models.chunks import pad_chunks
 from rayembed.models.decoders import append_eos, positions, sees_later_tokens, set_bidirectional, takes_positions
-from rayembed.models.embedder import pad_chunks
 from rayembed.models.loading import load_embedder
 from rayembed.models.pooling import last_token
 from tests.models.tiny_decoders import (

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModel
 
-from rayembed.models.embedder import Embedder, TokenBatch, pad_chunks
+from rayembed.models.chunks import TokenBatch, pad_chunks
+from rayembed.models.embedder import Embedder
 
 PAD = 1
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from rayembed.config.model import ModelConfig
-from rayembed.models.embedder import Embedder, pad_chunks
+from rayembed.models.chunks import pad_chunks
+from rayembed.models.embedder import Embedder
 from rayembed.models.loading import (
     check_length,
     dropout_keys,

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, XLMRobertaConfig, XLMRobertaModel, XLMRobertaTokenizer
 
-from rayembed.models.embedder import TokenBatch, pad_chunks
+from rayembed.models.chunks import TokenBatch, pad_chunks
 from rayembed.models.m3 import (
     COLBERT_FILE,
     SPARSE_FILE,

@@ -1,5 +1,8 @@
 """Packed texts: every architecture gives the outputs and the gradients that it gives for padded ones."""
 
+import random
+from collections.abc import Sequence
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,9 @@ from rayembed.config import Experiment
 from rayembed.config.families import LoraConfig
 from rayembed.config.model import ModelConfig
 from rayembed.models import packing
+from rayembed.models.chunks import TokenBatch, pack_chunks, pad_chunks
 from rayembed.models.decoders import set_bidirectional
-from rayembed.models.embedder import ChunkModel, Embedder, TokenBatch, pack_chunks, pad_chunks
+from rayembed.models.embedder import ChunkModel, Embedder
 from rayembed.models.encoding import autocast
 from rayembed.models.loading import load_embedder, prepare_for_training, tokenizer_of
 from rayembed.models.packable import why_not_packed
@@ -117,6 +121,45 @@ def test_all_three_representations_of_m3(folders: dict[str, Path]) -> None:
         assert packed["mask"][i].sum() == padded["mask"][i].sum() == LENGTHS[i] - 1
 
 
+@pytest.mark.parametrize(("name", "family"), [("XLM-R", "m3"), ("BERT", "encoder"), ("Qwen3", "decoder")])
+def test_queries_and_passages_are_read_in_one_pass(folders: dict[str, Path], name: str, family: str) -> None:
+    config = settings_of(name, folders, family=family)
+    model: Any = build_model(Experiment(output_dir="unused", model=config))
+    assert why_not_packed(model, training=True) is None
+    calls: list[int] = []
+    model.backbone.register_forward_hook(lambda *_: calls.append(1))
+    sides = [pack_chunks(texts_of((3, 9, 3))), pack_chunks(texts_of())]
+    together = model(sides)
+    assert len(calls) == 1
+    for found, expected in zip(together, (model.of_batch(side) for side in sides), strict=True):
+        found, expected = (own if isinstance(own, dict) else {"dense": own} for own in (found, expected))
+        assert {key: own.shape for key, own in found.items()} == {key: own.shape for key, own in expected.items()}
+        for key, own in found.items():
+            torch.testing.assert_close(own, expected[key], atol=1e-6, rtol=1e-5)
+    calls.clear()
+    in_chunks = [sides[0], pack_chunks(texts_of(), texts_per_chunk=4)]
+    assert len(model(in_chunks)) == 2
+    assert len(calls) == 4, "chunks that were cut stay as they are"
+
+
+def test_chunks_are_as_few_as_can_be_and_about_as_large() -> None:
+    """Against all ways to cut texts, in their order, into chunks."""
+    draw = random.Random(0)
+    for _ in range(40):
+        lengths = tuple(draw.choices(range(1, 40), k=10))
+        limit, descending = draw.randint(max(lengths), 120), sorted(lengths, reverse=True)
+        batch = pack_chunks(texts_of(lengths), tokens_per_chunk=limit)
+        sizes = [chunk.num_tokens for chunk in batch.chunks]
+
+        def largest(ends: tuple[int, ...], own: Sequence[int] = descending) -> int:
+            return max(sum(own[first:last]) for first, last in pairwise((0, *ends, len(own))))
+
+        assert max(sizes) == min(map(largest, combinations(range(1, 10), len(sizes) - 1))) <= limit
+        if len(sizes) > 1:
+            assert min(map(largest, combinations(range(1, 10), len(sizes) - 2))) > limit
+        assert sorted(batch.order.tolist()) == [*range(10)]
+
+
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES.keys() - PADDED_ALONE.keys()))
 def test_scores_of_rerankers(folders: dict[str, Path], name: str) -> None:
     config = settings_of(name, folders, family=f"reranker-{ARCHITECTURES[name].family}")
@@ -162,6 +205,20 @@ def test_limits_of_chunks_and_a_text_alone(folders: dict[str, Path], dtype: torc
     assert [sum(chunk.lengths) for chunk in pack_chunks(texts, tokens_per_chunk=20).chunks] == [40, 33, 17, 17, 17, 14]
     assert whole.num_tokens == whole.num_slots == sum(LENGTHS) == padded.num_tokens < padded.num_slots
     assert {tensor.device.type for chunk in whole.to(torch.device("meta")).chunks for tensor in chunk[:3]} == {"meta"}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("reach", [None, 5])
+@pytest.mark.parametrize("heads", [2, 4])
+def test_attention_that_drops_next_to_nothing_is_attention(causal: bool, reach: int | None, heads: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(h, sum(LENGTHS), 8, generator=draw) for h in (4, heads, heads))
+    segments = packing.Segments(torch.tensor([0, *LENGTHS]).cumsum(0).int(), LENGTHS)
+    found, expected = (
+        packing._in_runs(query, key, value, segments, packing._How(0.3, causal, reach, None, dropout))
+        for dropout in (1e-9, 0.0)
+    )
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_a_layer_that_drops_attention_weights_drops_them_in_packed_texts(folders: dict[str, Path]) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModel
 from rayembed.config import Experiment
 from rayembed.config.data import DataConfig
 from rayembed.config.model import ModelConfig
-from rayembed.models.embedder import pad_chunks
+from rayembed.models.chunks import pad_chunks
 from rayembed.models.encoding import encode, tokenize
 from rayembed.models.export import save_embedder
 from rayembed.models.loading import load_embedder, load_tokenizer

@@ -111,8 +111,9 @@ def train_one(setup: Experiment, run: Run, kill_after: int | None = None, resume
     """The loop in this worker, killed or resumed after a number of steps; at which steps it saved."""
     saved = []
 
-    def save(engine: Engine, state: dict[str, int]) -> None:
+    def save(engine: Engine, state: dict[str, int], loss: float) -> None:
         engine.save(run.checkpoint(state["step"]), state)
+        (run.checkpoint(state["step"]) / f"loss-{dist.get_rank()}").write_text(str(loss))
         saved.append(state["step"])
         if state["step"] == kill_after:
             raise KilledError

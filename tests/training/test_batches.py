@@ -17,7 +17,7 @@ from rayembed.data.datasets import Dataset, Datasets
 from rayembed.data.plan import BatchPlan, choose_group
 from rayembed.data.store import ROWS
 from rayembed.data.tokens import TokenStore, write_tokens
-from rayembed.models.embedder import TokenBatch
+from rayembed.models.chunks import TokenBatch
 from rayembed.models.pairs import PairLayout
 from rayembed.training.batches import Batch, BatchSource
 from tests.training.made_batches import source_of
@@ -67,6 +67,25 @@ def source(tmp_path: Path) -> BatchSource:
     datasets = Datasets((DATASET,), np.zeros(NUM_ROWS, np.int32), np.full(NUM_ROWS, -1, np.int32))
     plan = BatchPlan(NUM_ROWS, BATCH, seed=3)
     return source_of(TokenStore(tmp_path, ["0", "1"]), datasets, plan, distill=True, pad_token=PAD)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_copies_of_the_longest_text(source: BatchSource, packed: bool) -> None:
+    source = replace(source, packed=packed)
+    rows = [source.tokens.row(row) for row in range(NUM_ROWS)]
+    longest = max(len(text) for row in rows for text in (row.query, *row.pos, *row.neg))
+    copies = source.copies_of_longest(3)
+    (chunk,) = copies.chunks
+    assert (chunk.num_texts, chunk.num_tokens) == (3, 3 * longest)
+    layout = PairLayout(((1,), (2, 3), (4,)), (0, 0, 0, 1, 1), query_max_len=2, passage_max_len=3, max_len=8)
+    (pairs,) = replace(source, layout=layout).copies_of_longest(2).chunks
+    every = [layout.pack(row.query, text) for row in rows for text in (*row.pos, *row.neg)]
+    assert pairs.types is not None
+    ids, types = pairs.ids.view(2, -1).tolist(), pairs.types.view(2, -1).tolist()
+    assert ids[0] == ids[1]
+    assert types[0] == types[1]
+    assert (ids[0], types[0]) in every
+    assert len(ids[0]) == max(len(own) for own, _ in every)
 
 
 def texts(batch: TokenBatch) -> list[list[int]]:

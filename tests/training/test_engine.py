@@ -17,7 +17,8 @@ from rayembed.config.deepspeed import deepspeed_settings
 from rayembed.config.model import ModelConfig
 from rayembed.config.ray import RayConfig
 from rayembed.config.train import TrainConfig
-from rayembed.models.embedder import Embedder, TokenBatch, pad_chunks
+from rayembed.models.chunks import TokenBatch, pad_chunks
+from rayembed.models.embedder import Embedder
 from rayembed.models.loading import load_embedder, prepare_for_training
 from rayembed.training.engine import Engine
 from rayembed.training.objective import Objective

@@ -22,13 +22,15 @@ from rayembed.config.families import LoraConfig, M3Config
 from rayembed.config.model import Family, ModelConfig
 from rayembed.config.ray import RayConfig
 from rayembed.config.train import TrainConfig
-from rayembed.models.embedder import TokenBatch, pad_chunks
+from rayembed.models.chunks import TokenBatch, pack_chunks, pad_chunks
 from rayembed.models.loading import prepare_for_training
+from rayembed.models.packable import why_not_packed
 from rayembed.models.trained import build_model
 from rayembed.training.batches import Batch
-from rayembed.training.engine import Engine, parameter_groups
+from rayembed.training.engine import Engine
 from rayembed.training.grad_cache import cached_backward
 from rayembed.training.objective import Objective
+from rayembed.training.optimizers import parameter_groups
 from tests.models.tiny_decoders import qwen_tokenizer, save_decoder
 from tests.training.made_batches import different_keys, one_dataset, worker_batch
 from tests.training.processes import in_workers
@@ -49,6 +51,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "accumulated": {"stages": range(4), "train": {"gradient_accumulation_steps": 2}},
     "offloaded": {"stages": [2], "train": {"deepspeed": str(DEEPSPEED / "zero2-offload.json")}},
     "bfloat16": {"stages": [1], "train": {"bf16": True}},
+    "packed": {"stages": range(4), "train": {"packed": True}},
     "scored pairs": {"stages": [3], "dataset": {"type": "sts", "loss": "cosent", "group_size": 1}},
 }
 Found = tuple[list[Tensor], list[float], list[float]]  # weights, gradient norms, losses
@@ -111,6 +114,7 @@ def built(setup: Experiment) -> nn.Module:
         fix_position_embedding=False,
         gradient_checkpointing=setup.train.gradient_checkpointing,
     )
+    assert not setup.train.packed or why_not_packed(model, training=True) is None
     return model
 
 
@@ -126,6 +130,8 @@ def batch_of(setup: Experiment, number: int, **dataset: Any) -> Batch:  # noqa: 
         share = count // world_size
         own = every[rank * share : (rank + 1) * share]
         side = "left" if setup.model.family == "decoder" else "right"
+        if setup.train is not None and setup.train.packed:
+            return pack_chunks(own, tokens_per_chunk=TOKENS)
         return pad_chunks(own, pad_token=0, padding_side=side, tokens_per_chunk=TOKENS)
 
     labels = torch.rand(QUERIES, 1, generator=draw) if dataset else None
@@ -221,13 +227,15 @@ def other_kinds(encoder: Path) -> dict[str, tuple[float, float, float]]:
         dataset = kind.get("dataset", {})
         for stage in kind["stages"]:
             setup = setup_of(encoder, stage=stage, family=kind.get("family", "encoder"), **kind.get("train", {}))
-            found[f"{name}, ZeRO {stage}"] = differences(cached(setup, **dataset), plain(setup, **dataset))
+            assert setup.train is not None
+            padded = replace(setup, train=replace(setup.train, packed=False))
+            found[f"{name}, ZeRO {stage}"] = differences(cached(setup, **dataset), plain(padded, **dataset))
     return found
 
 
 def test_other_models_and_settings(encoder: Path) -> None:
     for found in in_workers(2, other_kinds, encoder):
-        assert len(found) == 10
+        assert len(found) == 14
         limits = {name: 2e-3 if "bfloat16" in name else 1e-5 for name in found}
         assert {name: values for name, values in found.items() if not all(v < limits[name] for v in values)} == {}
 

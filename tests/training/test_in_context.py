@@ -134,6 +134,13 @@ def test_examples_are_rows_of_the_batch_with_their_answers(
     assert len(met) > 2
 
 
+def test_the_longest_text_is_of_a_query_with_examples(tmp_path: Path) -> None:
+    source = made_source(tmp_path, rows_of_kinds())
+    longest = max(len(read) for read in texts(source.batch(0).inputs[0]))
+    alone = max(len(text) for text in texts(source.batch(0).inputs[1]))
+    assert len(source.longest_text()[0]) == longest > alone
+
+
 def test_scored_pairs_and_empty_settings_have_no_examples(tmp_path: Path) -> None:
     source = made_source(tmp_path, rows_of_kinds())
     for _, batch in batches_of(source, "pairs"):

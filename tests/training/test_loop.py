@@ -115,6 +115,9 @@ def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(
     assert [name for name, value in expected.items() if not torch.equal(value, found[name])] == []
     assert [line["step"] for line in broken.metrics()] == [1, 2, 3, 4, 5, 6]
     assert broken.losses() == unbroken.losses()
+    for rank in range(workers):  # of a checkpoint: the mean since the one before it, also after a restart
+        loss = float((broken.checkpoint(4) / f"loss-{rank}").read_text())
+        assert loss == pytest.approx(sum(unbroken.losses()[2:4]) / 2)
 
 
 def test_every_step_has_its_figures(tiny_model: Path, tmp_path: Path) -> None:

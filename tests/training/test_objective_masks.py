@@ -11,7 +11,8 @@ from rayembed.config import Experiment
 from rayembed.config.data import DataConfig
 from rayembed.config.model import Family, ModelConfig
 from rayembed.config.train import TrainConfig
-from rayembed.models.embedder import Embedder, TokenBatch
+from rayembed.models.chunks import TokenBatch
+from rayembed.models.embedder import Embedder
 from rayembed.training.batches import Batch, Keys
 from rayembed.training.objective import Objective
 from tests.training.made_batches import different_keys, one_dataset, worker_batch

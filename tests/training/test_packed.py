@@ -9,7 +9,7 @@ import torch
 
 from rayembed.config.model import ModelConfig
 from rayembed.config.train import TrainConfig
-from rayembed.models.embedder import TokenBatch, pack_chunks
+from rayembed.models.chunks import TokenBatch, pack_chunks
 from rayembed.models.loading import load_embedder
 from rayembed.training import packed
 from rayembed.training.batches import Batch

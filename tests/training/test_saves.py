@@ -49,6 +49,15 @@ def two(clock: Clock, **settings: Any) -> list[Saves]:  # noqa: ANN401 - of sect
     return [Saves(config, rank=rank, clock=clock if rank == 0 else lambda: 1e6 + 3 * clock.now) for rank in range(2)]
 
 
+def test_the_loss_of_a_checkpoint_is_the_mean_since_the_one_before() -> None:
+    saves, found = Saves(TrainConfig(save_steps=2), rank=0), []
+    for step, loss in enumerate([4.0, 2.0, 1.0, 0.5], start=1):
+        saves.add(loss)
+        if saves.due(step, saves.flags()):
+            found.append(saves.mean_loss())
+    assert found == [3.0, 0.75]
+
+
 def test_steps_alone_count_where_minutes_are_not_set() -> None:
     clock = Clock()
     assert saved_at(two(clock, save_steps=4), clock, 10, 1e4) == [4, 8]
