@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-long check venv clean
+.PHONY: quickstart test test-long bench-gpu check venv clean
 
 quickstart: .venv/.quickstart
 	$(BIN)/rayembed run configs/quickstart.yaml
@@ -23,6 +23,11 @@ test-long: export RAY_USAGE_STATS_ENABLED = 0
 test-long: export HF_HUB_OFFLINE = 1
 test-long: venv
 	$(BIN)/python -m pytest -q --durations=10 -m "ray and long"
+
+# Everything that is measured on a CUDA GPU; tests/benchmarks/gpu.py says how to run it where Ray is not.
+bench-gpu: export HF_HUB_OFFLINE = 1
+bench-gpu: venv
+	$(BIN)/python -m tests.benchmarks.gpu
 
 check: venv
 	$(BIN)/ruff check .

@@ -149,7 +149,8 @@ class Experiment:
         if size % self.batch_step():
             raise ValueError(
                 f"train.global_batch_size is {size}, and {asked} needs a multiple of {self.batch_step()}, which any "
-                f"number of these workers can share; set it to {self.nearest_batch_size(size)}"
+                f"number of these workers can share; set it to {self.nearest_batch_size(size)}, or ray.num_workers to "
+                "fewer numbers"
             )
         if not workers.max_failures:
             raise ValueError(

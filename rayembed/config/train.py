@@ -70,8 +70,8 @@ class TrainConfig:
     tokens_per_chunk: Annotated[int, Field(ge=64)] | Literal["probe"] | None = None
     """Most tokens in one chunk of the forward pass, texts sorted by length, chunks of about equal tokens; a chunk has
     at least one text. probe: with grad_cache, what is fastest here and leaves a fifth of the memory free, tried on
-    texts of the largest length before the first step. null: by sub_batch_size; with grad_cache 4096 on a CPU, 32768 on
-    a GPU."""
+    texts of the largest length before the first step; with dropout, another number draws other masks. null: by
+    sub_batch_size; with grad_cache 4096 on a CPU, 32768 on a GPU."""
 
     packed: bool | None = None
     """Texts of a chunk lie one after the other in one row, and no padding is computed. null: where the architecture
@@ -144,11 +144,11 @@ class TrainConfig:
     """Minutes between checkpoints, besides those of save_steps, at the end of a step. null: by the steps alone."""
 
     save_total_limit: int = Field(default=2, ge=1)
-    """Checkpoints kept: the last ones."""
+    """Checkpoints kept: the last ones; with save_best, the best ones."""
 
     save_best: bool = False
-    """Keep, among those of save_total_limit, the checkpoint with the lowest mean loss since the one before it; the last
-    one is kept too. It does not decide what OUTPUT_DIR/model is: that is the end of training."""
+    """Keep the save_total_limit checkpoints with the lowest mean loss since the one before each, and the last one. It
+    does not decide what OUTPUT_DIR/model is: that is the end of training."""
 
     logging_steps: int = Field(default=10, ge=1)
     """Steps between progress lines. metrics.jsonl has every step."""

@@ -5,18 +5,22 @@ in between goes on from the one before. What Ray leaves to us: that no more than
 stops by an exception waits for it, and which error says that it failed.
 """
 
+import fcntl
+import json
 import logging
 import os
 import shutil
-import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray.train
+import ray.train.collective
+import torch.distributed as dist
 
 from rayembed.config.train import TrainConfig
 
@@ -25,7 +29,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 LOSS = "loss"  # of a checkpoint: the mean over the steps since the one before it
-PREFIX = "rayembed-checkpoint"
+PREFIX = "rayembed-checkpoint-"
+LONGEST_S = 3600.0  # of sending one checkpoint; then the storage counts as gone
+YOUNG_S = 60.0  # a folder may be there a moment before it is locked
 
 
 class CheckpointError(RuntimeError):
@@ -48,6 +54,7 @@ class Checkpoints:
         self._sent = threading.Event()
         self._sent.set()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._lock = -1
         _remove_left()
 
     def save(self, engine: "Engine", state: dict[str, int], loss: float) -> None:
@@ -62,23 +69,33 @@ class Checkpoints:
             CheckpointError: the disk is full, the storage does not answer, or a file could not be written; of this
                 checkpoint, or of the one before it.
         """
-        self._wait()
+        if not self._sent.is_set():
+            logger.info("train: step %d waits until the checkpoint of step %d is sent", state["step"], self._step)
+        self._wait(LONGEST_S)
+        ray.train.collective.barrier()  # without torch's limit of time: others may still send theirs
         self._step = state["step"]
         try:
-            self._folder = tempfile.TemporaryDirectory(prefix=_prefix())  # its own a worker: Ray brings them together
+            self._folder = _folder()  # its own a worker: Ray brings them together
+            self._lock = _locked(Path(self._folder.name))
             engine.save(Path(self._folder.name), state)
         except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError
             self._remove()
+            if isinstance(error, dist.DistError):
+                raise  # another worker is gone
             raise self._failed(error) from error
         self._sent.clear()
-        ray.train.report(
-            {"step": self._step, LOSS: loss},
-            checkpoint=ray.train.Checkpoint.from_directory(self._folder.name),
-            checkpoint_dir_name=f"step-{self._step:08d}",
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-            delete_local_checkpoint_after_upload=False,  # Ray would leave it where sending fails
-            checkpoint_upload_fn=self._send,
-        )
+        try:
+            ray.train.report(
+                {"step": self._step, LOSS: loss},
+                checkpoint=ray.train.Checkpoint.from_directory(self._folder.name),
+                checkpoint_dir_name=f"step-{self._step:08d}",
+                checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+                delete_local_checkpoint_after_upload=False,  # Ray would leave it where sending fails
+                checkpoint_upload_fn=self._send,
+            )
+        except BaseException:
+            self._sent.set()  # nobody will send it
+            raise
 
     @contextmanager
     def all_sent(self) -> Iterator[None]:
@@ -90,22 +107,23 @@ class Checkpoints:
             yield
         except BaseException:
             try:
-                self._counted()
-            except CheckpointError as error:  # what ended the training matters more
+                self._counted(self._timeout_s)
+            except Exception as error:  # what ended the training matters more
                 logger.warning("train: %s", error)
             raise
-        self._counted()
+        self._counted(LONGEST_S)
 
-    def _counted(self) -> None:
+    def _counted(self, seconds: float) -> None:
         saved = self._step > 0
-        self._wait()
+        self._wait(seconds)
         if saved:  # by the process that starts the workers: until then the part of another one may be missing
             ray.train.get_all_reported_checkpoints(
                 consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED, timeout_s=self._timeout_s
             )
 
-    def _wait(self) -> None:
-        self._sent.wait()
+    def _wait(self, seconds: float) -> None:
+        if not self._sent.wait(seconds):
+            raise self._failed(TimeoutError(f"it is not sent after {seconds:,.0f} s"))
         self._remove()
         if self._error is not None:
             raise self._error
@@ -115,17 +133,20 @@ class Checkpoints:
         try:
             storage = ray.train.get_context().get_storage()
             there: ray.train.Checkpoint = storage.persist_current_checkpoint(checkpoint, name)
-            self._remove()
         except Exception as error:  # of any filesystem
             self._error = self._failed(error)
             raise self._error from error
         finally:
+            self._remove()  # also of what failed: Ray is about to end this process
             self._sent.set()
         return there
 
     def _remove(self) -> None:
         if self._folder is not None:
             self._folder.cleanup()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def _failed(self, error: Exception) -> CheckpointError:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -136,28 +157,50 @@ class Checkpoints:
         )
 
 
-def _prefix(process: int | None = None) -> str:
-    """Names the machine too: other machines may share the folder, and their processes have numbers of their own."""
-    return f"{PREFIX}-{socket.gethostname()}-{process or os.getpid()}-"
+def _folder() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True)
+
+
+def _locked(folder: Path) -> int:
+    """A lock that ends with this process, however it ends; -1 where the filesystem knows none."""
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(place)
+        return -1
+    return place
 
 
 def _remove_left() -> None:
-    """Of processes of this machine that are no more: they were killed while they wrote or sent."""
-    machine = _prefix().removesuffix(f"{os.getpid()}-")
-    for folder in Path(tempfile.gettempdir()).glob(f"{machine}*-*"):
-        process = folder.name.removeprefix(machine).partition("-")[0]
-        if process.isdigit() and not _runs(int(process)):
+    """What processes that are no more left here: they were killed while they wrote or sent."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        try:
+            old = time.time() - folder.stat().st_mtime > YOUNG_S
+            place = _locked(folder) if old else -1
+        except OSError:  # of another user, or gone by now
+            continue
+        if place >= 0:
             shutil.rmtree(folder, ignore_errors=True)
+            os.close(place)
 
 
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # of another user
-        return True
-    return True
+def remove_uncounted(folder: Path) -> None:
+    """Removes what Ray does not count among a run's checkpoints: parts of some whose workers were killed.
+
+    Args:
+        folder: of the checkpoints; no worker is at work.
+    """
+    state = folder / "checkpoint_manager_snapshot.json"
+    counted = set[str]()
+    if state.is_file():
+        found = json.loads(state.read_text())
+        results = [*found["checkpoint_results"], *found["pending_training_results"], found["latest_checkpoint_result"]]
+        counted = {result["checkpoint_dir_name"] for result in results if result is not None}
+    for path in folder.glob("step-*"):
+        if path.is_dir() and path.name not in counted:
+            logger.info("train: %s is removed: not all workers had sent their part of it", path)
+            shutil.rmtree(path)
 
 
 def kept(train: TrainConfig) -> ray.train.CheckpointConfig:

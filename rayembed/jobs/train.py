@@ -21,7 +21,7 @@ from rayembed.data.plan import total_batches
 from rayembed.data.storage import working_folder
 from rayembed.data.store import Store
 from rayembed.jobs import estimates
-from rayembed.jobs.checkpoints import Checkpoints, best_in_words, kept
+from rayembed.jobs.checkpoints import Checkpoints, best_in_words, kept, remove_uncounted
 from rayembed.jobs.folders import ChangedError, Reads, state, written_once
 from rayembed.jobs.inputs import check_rows, not_done, planned_batches, planned_rows, training_rows
 from rayembed.jobs.session import log_from_worker, ray_session
@@ -34,7 +34,7 @@ from rayembed.models.pairs import pair_layout, trained_reading
 from rayembed.models.probe import reranker_section
 from rayembed.models.rerankers import check_classifier, check_pair_length
 from rayembed.models.trained import build_tokenizer
-from rayembed.training.allocation import keep_freed_memory
+from rayembed.training.allocation import ONE_ARENA, keep_freed_memory
 from rayembed.training.compiling import check_compile
 from rayembed.training.leaving import watch_sigterm
 from rayembed.training.objective import negatives_per_query
@@ -46,6 +46,9 @@ OF_BATCHES = (  # settings of section data that decide what is in a batch
     *("same_dataset_within_batch", "mixing", "mixing_temperature", "no_duplicates_within_batch", "length_grouping"),
     "batch_size_by_length",
 )
+
+
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 
 class TrainingError(RuntimeError):
@@ -140,6 +143,18 @@ def _check_engine(experiment: Experiment) -> None:
     zero = deepspeed_settings(experiment)["zero_optimization"]
     check_compile(config, zero["stage"])
     check_optimizer(config, zero, use_gpu=resources.use_gpu, elastic=resources.elastic)
+    settings = deepspeed_settings(experiment)
+    fixed = {
+        "zero_optimization.elastic_checkpoint": zero.get("elastic_checkpoint"),
+        "zero_optimization.parameter_alignment": zero.get("parameter_alignment"),
+        "data_types.grad_accum_dtype": settings.get("bf16", {}).get("enabled") and settings.get("data_types"),
+    }
+    found = [name for name, value in fixed.items() if value and zero["stage"]]
+    if resources.elastic and found:
+        raise ValueError(
+            f"train.deepspeed sets {found[0]}, with which a checkpoint is of one number of workers, and "
+            f"ray.num_workers asks for {resources.workers_in_words()}; remove it, or set ray.num_workers to one number"
+        )
 
 
 def _check_architecture(experiment: Experiment) -> None:
@@ -166,7 +181,7 @@ def _section(experiment: Experiment) -> TrainConfig:
 
 def _reads(experiment: Experiment, rows: Store) -> Reads:
     config = _section(experiment)
-    saving = {"save_steps", "save_minutes", "save_total_limit", "save_best", "logging_steps"}
+    saving = {"save_steps", "save_minutes", "save_total_limit", "tokens_per_chunk", "save_best", "logging_steps"}
     not_the_result = {*saving, "deepspeed", *_OF_A_WORKER}
     data, settings = asdict(experiment.data), deepspeed_settings(experiment)
     return {
@@ -194,7 +209,9 @@ def _of_workers(experiment: Experiment) -> Reads:
         return found
     own_sizes = bool(data.batch_size_by_length) or any(entry.batch_size is not None for entry in data.datasets)
     half = config.per_device_train_batch_size % 2 == 1  # symmetric types have half of a worker's batch, rounded
-    if not config.negatives_cross_device or (config.global_batch_size is None and (own_sizes or half)):
+    alone = config.no_in_batch_neg or experiment.trains_reranker()  # no query is compared with another worker's
+    across = config.negatives_cross_device or alone
+    if not across or (config.global_batch_size is None and (own_sizes or half)):
         found["num_workers"] = experiment.ray.most_workers
     return found
 
@@ -234,8 +251,9 @@ def _adapters_and_guide(experiment: Experiment) -> Reads:
 def _fit(experiment: Experiment, tokens: Tokenized, rows: Store, folder: Path) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # Ray Train polls its workers every 2 s otherwise
     config, resources = _section(experiment), experiment.ray
-    if resources.elastic:  # so long Ray waits for a worker that was lost before it goes on with those that are left
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+    # So long Ray waits for a worker that was lost before it goes on with those that are left; else for its own 60 s.
+    start_s = os.environ.get(START_TIMEOUT)
+    os.environ[START_TIMEOUT] = start_s or ("10" if resources.elastic else "60")
     out = Path(experiment.output_dir).resolve()
     trainer = ray.train.torch.TorchTrainer(
         _worker,
@@ -261,12 +279,14 @@ def _fit(experiment: Experiment, tokens: Tokenized, rows: Store, folder: Path) -
         run_config=ray.train.RunConfig(
             name="checkpoints",
             storage_path=str(folder.resolve()),
+            worker_runtime_env={} if resources.use_gpu else {"env_vars": ONE_ARENA},
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
             checkpoint_config=kept(config),
             # The progress line is ours; Ray shows type checkers the RunConfig of its version 1.
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         ),
     )
+    remove_uncounted(folder / "checkpoints")
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
@@ -274,6 +294,9 @@ def _fit(experiment: Experiment, tokens: Tokenized, rows: Store, folder: Path) -
             f"training stopped: {_cause(error)}\nIts checkpoints are kept in {folder / 'checkpoints'}; run the same "
             "command again to go on from the last one"
         ) from error
+    finally:
+        if start_s is None:
+            del os.environ[START_TIMEOUT]  # it is of this training
     if config.save_best:
         logger.info(best_in_words(result, out / "train"))
 

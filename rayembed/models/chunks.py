@@ -140,13 +140,17 @@ class TokenBatch:
     order: Tensor
     """[N] int64."""
 
+    limited: bool = False
+    """Whether chunks were given a largest size, so that none is to be read together with others."""
+
     def to(self, device: torch.device) -> "TokenBatch":
         """The same batch on a device, copied while the device goes on working."""
-        return TokenBatch(tuple(chunk.to(device) for chunk in self.chunks), self.order.to(device, non_blocking=True))
+        chunks = tuple(chunk.to(device) for chunk in self.chunks)
+        return TokenBatch(chunks, self.order.to(device, non_blocking=True), self.limited)
 
     def pinned(self) -> "TokenBatch":
         """The same batch in memory that a GPU copies from by itself."""
-        return TokenBatch(tuple(chunk.pinned() for chunk in self.chunks), self.order)
+        return TokenBatch(tuple(chunk.pinned() for chunk in self.chunks), self.order, self.limited)
 
     @property
     def num_tokens(self) -> int:
@@ -222,7 +226,8 @@ def pack_chunks(
     descending = _longest_first(texts)
     counts = _evenly([len(texts[i]) for i in descending], texts_per_chunk, tokens_per_chunk)
     parts = [descending[first:last] for first, last in pairwise([0, *accumulate(counts)])]
-    return TokenBatch(tuple(_pack(texts, types, part) for part in parts), _order(descending))
+    limited = texts_per_chunk is not None or tokens_per_chunk is not None
+    return TokenBatch(tuple(_pack(texts, types, part) for part in parts), _order(descending), limited)
 
 
 def _evenly(lengths: Sequence[int], most_texts: int | None, most_tokens: int | None) -> list[int]:

@@ -16,6 +16,9 @@ from rayembed.models.pooling import PACKED_POOLINGS, POOLINGS
 class ChunkModel(nn.Module, ABC):
     """A model that reads texts chunk by chunk: what it gives for a batch is put together of what it gives for each."""
 
+    gives_rows = True
+    """Whether it gives a tensor with a row a text, which is of one size whatever the texts beside it."""
+
     @abstractmethod
     def of_chunk(self, chunk: Chunk | Packed) -> Any:  # noqa: ANN401 - a tensor, or a dict of some, with a row a text
         """What the model gives for the texts of one chunk."""
@@ -28,21 +31,17 @@ class ChunkModel(nn.Module, ABC):
         """What it gives for N texts, in their order."""
         return in_order(self.joined([self.of_chunk(chunk) for chunk in batch.chunks]), batch.order)
 
-    def parted(self, outputs: Any, chunks: Sequence[Packed]) -> list[Any]:  # noqa: ANN401 - as of_chunk's
-        """What it gave for chunks that were read as one, apart again."""
-        return [*torch.split(outputs, [chunk.num_texts for chunk in chunks])]
-
     def forward(self, batches: Sequence[TokenBatch]) -> tuple[Any, ...]:
         """What it gives for several batches (queries, passages) in one call: DeepSpeed wants one forward a backward.
 
-        Packed batches of one chunk each are read in one pass: few queries alone would not fill a GPU.
+        Packed batches that are to be of one chunk each are read in one pass: few queries alone would not fill a GPU.
         """
-        chunks = [batch.chunks[0] for batch in batches if len(batch.chunks) == 1]
+        chunks = [batch.chunks[0] for batch in batches if not batch.limited]
         packed = [chunk for chunk in chunks if isinstance(chunk, Packed)]
-        if len(packed) < max(2, len(batches)):
+        if len(packed) < max(2, len(batches)) or not self.gives_rows:
             return tuple(self.of_batch(batch) for batch in batches)
-        parts = self.parted(self.of_chunk(Packed.joined(packed)), packed)
-        return tuple(in_order(part, batch.order) for part, batch in zip(parts, batches, strict=True))
+        parts = torch.split(self.of_chunk(Packed.joined(packed)), [chunk.num_texts for chunk in packed])
+        return tuple(part[batch.order] for part, batch in zip(parts, batches, strict=True))
 
 
 class Embedder(ChunkModel):

@@ -57,6 +57,7 @@ class M3Embedder(Embedder):
         self.colbert_linear = colbert_linear.requires_grad_(unified)
         self.special_tokens = tuple(special_tokens)
         self.unified = unified
+        self.gives_rows = not unified  # else those of queries would be padded to the longest passage
         self._unweighted: Tensor
         ids = torch.tensor(self.special_tokens, dtype=torch.long)
         self.register_buffer("_unweighted", ids, persistent=False)  # goes to the device with the model
@@ -96,15 +97,6 @@ class M3Embedder(Embedder):
             "colbert": vectors.masked_fill(~counted.unsqueeze(-1), 0),
             "mask": counted.long(),
         }
-
-    def parted(self, outputs: Mapping[str, Tensor], chunks: Sequence[Packed]) -> list[dict[str, Tensor]]:
-        """Those of chunks that were read as one, each padded to its own longest."""
-        counts = [chunk.num_texts for chunk in chunks]
-        parts: list[dict[str, Tensor]] = [{} for _ in chunks]
-        for name, rows in outputs.items():
-            for part, own, chunk in zip(parts, torch.split(rows, counts), chunks, strict=True):
-                part[name] = own[:, : max(chunk.lengths)] if name in OF_TOKENS else own
-        return parts
 
     def joined(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Those of several chunks, padded to the longest."""

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayembed.models.attention_dropout import attention_with_dropout
 from rayembed.models.decoders import plain, takes_positions
+from rayembed.models.dropout import attention_with_dropout
 
 COUNTED_FROM_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl")  # positions begin after it
 NAMES = {"sdpa": "rayembed_packed", "eager": "rayembed_packed_eager"}  # by what they do with padded texts
@@ -182,9 +182,9 @@ def _by_kernel(query: Tensor, key: Tensor, value: Tensor, segments: Segments, ho
 
 def _in_runs(query: Tensor, key: Tensor, value: Tensor, segments: Segments, how: _How) -> Tensor:
     """[t, h, d], texts of equal length at a time."""
-    dtype = query.dtype
-    if query.device.type == "cpu":  # its kernel takes 2 to 8 times as long backward in bfloat16 as in float32
-        query, key, value = query.float(), key.float(), value.float()
+    # A CPU's kernel takes 2 to 8 times as long backward in bfloat16 as in float32.
+    dtype = torch.float32 if query.device.type == "cpu" else query.dtype
+    layout = torch.contiguous_format if dtype != query.dtype else torch.preserve_format  # where they are copied anyway
     runs = segments.runs
     tokens = [count * length for count, length in runs]
     attended = []
@@ -192,10 +192,12 @@ def _in_runs(query: Tensor, key: Tensor, value: Tensor, segments: Segments, how:
     for (count, length), *parts in zip(
         runs, *(torch.split(rows, tokens, dim=1) for rows in (query, key, value)), strict=True
     ):
-        texts = [part.unflatten(1, (count, length)).transpose(0, 1) for part in parts]  # [count, h, length, d]
+        folded = [part.unflatten(1, (count, length)).transpose(0, 1) for part in parts]  # [count, h, length, d]
+        texts = [part.to(dtype, memory_format=layout) for part in folded]
         with torch.autocast("cpu", enabled=False):  # it would turn them back
-            attended.append(_together(*texts, how=how).transpose(1, 2).flatten(0, 1))
-    return torch.cat(attended).to(dtype)
+            rows = _together(*texts, how=how).transpose(1, 2)
+        attended.append(rows.to(query.dtype, memory_format=torch.contiguous_format).flatten(0, 1))
+    return torch.cat(attended)
 
 
 def _together(query: Tensor, key: Tensor, value: Tensor, *, how: _How) -> Tensor:

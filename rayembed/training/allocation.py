@@ -4,6 +4,10 @@ import ctypes
 
 # Of glibc's malloc.h.
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
+"""Environment in which a process is started whose threads all allocate where large tensors are kept: a thread's own
+arena gives them back."""
+
 LARGEST = 2**31 - 1
 AHEAD = 64 * 2**20  # bytes asked of the system beyond what is needed
 

@@ -179,15 +179,13 @@ class BatchSource:
     def longest_text(self) -> tuple[list[int], list[int] | None]:
         """As long as the model will read any, with the types of its tokens, if it is told these."""
         row = self.tokens.row(int(self.tokens.lengths().argmax()))
-        passages = [*row.pos, *row.neg]
-        if self.layout is not None:
-            return self.layout.pack(row.query, max(passages, key=len))
-        longest = max([row.query, *passages], key=len)
-        if self.in_context is None:
+        longest = max([row.query, *row.pos, *row.neg], key=len)
+        if self.layout is not None:  # the longest query may be in another row
+            return self.layout.pack(np.resize(row.query, self.layout.query_max_len), longest)
+        if self.in_context is None or not self.in_context.reader.icl.max_examples:
             return longest.tolist(), None
-        queries = replace(self, pin_memory=False).batch(0).inputs[0]  # with their examples
-        length = max(chunk.mask.shape[1] for chunk in queries.chunks)
-        return np.resize(longest, max(len(longest), length)).tolist(), None
+        before = self.in_context.reader.icl.examples_max_len
+        return np.resize(longest, max(len(longest), self.in_context.query_max_len + before)).tolist(), None
 
     def copies_of_longest(self, count: int) -> TokenBatch:
         """So many texts, each the longest."""

@@ -5,7 +5,6 @@ A chunk of longer texts costs more memory in attention, so that the longest text
 
 import json
 import logging
-import os
 import resource
 import time
 from collections.abc import Callable
@@ -17,15 +16,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rayembed.data.storage import write_atomic
 from rayembed.models.chunks import TokenBatch
 from rayembed.models.encoding import autocast
+from rayembed.training.allocation import give_back_freed_memory
 from rayembed.training.batches import BatchSource
+from rayembed.training.gather import largest_of_workers
+from rayembed.training.memory import free_bytes
 
 FILE = "tokens_per_chunk.json"
 SMALLEST, LARGEST = 1024, 2**20
 LEFT_FREE = 0.2
 WORTH = 1.03  # a chunk twice as large has to be faster by this, or it is not worth its memory
-BYTES_A_WEIGHT = 16  # to come, of a trained one: gradient, two moments, and ZeRO's flat copy
+NO_ROOM = 2**62
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +42,19 @@ class Trial:
     """Of forward and backward pass, the mean over workers."""
 
     bytes: int
-    """Of memory at its peak, beyond what was held before; the most of any worker."""
+    """Of memory at its peak, beyond what was held before; the most of any worker. NO_ROOM: it did not fit."""
 
 
 def probed_tokens(
-    source: BatchSource, model: nn.Module, *, dtype: torch.dtype, device: torch.device, folder: Path
+    source: BatchSource,
+    model: nn.Module,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    folder: Path,
+    coming_bytes: float,
 ) -> int:
-    """Tokens a chunk for this model and machine; the same on all workers, and in a run that goes on.
+    """Tokens a chunk for this model and machine; the same on all workers, and in a run that goes on on as many.
 
     Args:
         source: of the texts; packs or pads them.
@@ -53,27 +62,31 @@ def probed_tokens(
         dtype: of the arithmetic.
         device: of this worker.
         folder: where the number is kept, for all workers.
+        coming_bytes: memory that training will hold beside a chunk and the gradients, on this worker.
     """
-    file = folder / FILE
-    if file.exists():
-        found: int = json.loads(file.read_text())["tokens_per_chunk"]
-        return found
-    trained = sum(own.numel() for own in model.parameters() if own.requires_grad)
-    budget = (1 - LEFT_FREE) * _free_bytes(device) - BYTES_A_WEIGHT * trained
-    unlimited = replace(source, sub_batch_size=None, tokens_per_chunk=None)
+    here = {"workers": dist.get_world_size() if dist.is_initialized() else 1, "device": _name(device)}
+    known = largest_of_workers(_known(folder / FILE, here), device)  # some may not see a file that others see
+    if known:
+        return known
+    trained = [own for own in model.parameters() if own.requires_grad]
+    budget = (1 - LEFT_FREE) * free_bytes(device) - coming_bytes - sum(4 * own.numel() for own in trained)
     longest = len(source.longest_text()[0])
+    unlimited = replace(source, sub_batch_size=None, tokens_per_chunk=None)
+    for own in trained:
+        own.grad = torch.zeros_like(own)  # they are no part of what a chunk takes
 
     def measured(tokens: int) -> tuple[float, int]:
-        return _pass(model, unlimited.copies_of_longest(max(1, tokens // longest)).to(device), dtype, device)
+        return _pass(model, unlimited.copies_of_longest(tokens // longest).to(device), dtype, device)
 
-    chosen, trials = choose(measured, first=max(SMALLEST, longest), budget=budget)
+    chosen, trials = choose(measured, first=longest * -(-SMALLEST // longest), budget=budget)
+    model.zero_grad(set_to_none=True)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     if not dist.is_initialized() or dist.get_rank() == 0:
-        logger.info("train: %s", _sentence(chosen, trials, longest))
-        made = {"tokens_per_chunk": chosen, "tokens_of_longest_text": longest, "tried": [asdict(one) for one in trials]}
+        logger.info("train: %s", _sentence(chosen, trials, longest, budget))
+        made = {"tokens_per_chunk": chosen, **here, "tokens_of_longest_text": longest, "tried": [*map(asdict, trials)]}
         folder.mkdir(parents=True, exist_ok=True)
-        beside = file.with_suffix(".writing")
-        beside.write_text(json.dumps(made, indent=1))
-        os.replace(beside, file)
+        write_atomic(folder / FILE, json.dumps(made, indent=1).encode())
     return chosen
 
 
@@ -89,8 +102,10 @@ def choose(measured: Callable[[int], tuple[float, int]], *, first: int, budget: 
     while True:
         try:
             seconds, memory = measured(tokens)
-        except torch.OutOfMemoryError:
-            seconds, memory = 0.0, 2**62
+        except RuntimeError as error:  # of torch's allocator, or of a library of the GPU that allocates by itself
+            if not isinstance(error, torch.OutOfMemoryError) and "ALLOC_FAILED" not in str(error):
+                raise
+            seconds, memory = 0.0, NO_ROOM
         seconds, memory, least = _of_all(seconds, memory, budget)
         before = trials[-1] if trials else None
         trials.append(Trial(tokens, seconds, memory))
@@ -101,6 +116,18 @@ def choose(measured: Callable[[int], tuple[float, int]], *, first: int, budget: 
         if 2 * memory > least or 2 * tokens > LARGEST:  # a CPU has no error to catch where memory ends
             return tokens, trials
         tokens *= 2
+
+
+def _known(file: Path, here: dict[str, Any]) -> int:
+    """The number of a file that was written on as many workers of this kind; else 0."""
+    if not file.exists():
+        return 0
+    found = json.loads(file.read_text())
+    return int(found["tokens_per_chunk"]) if all(found.get(key) == value for key, value in here.items()) else 0
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def _of_all(seconds: float, memory: int, budget: float) -> tuple[float, int, float]:
@@ -116,50 +143,46 @@ def _of_all(seconds: float, memory: int, budget: float) -> tuple[float, int, flo
 def _pass(model: nn.Module, texts: TokenBatch, dtype: torch.dtype, device: torch.device) -> tuple[float, int]:
     """Seconds of the faster of two passes forward and backward, and the memory of both."""
     held, seconds = _held_bytes(device), float("inf")
-    try:
-        for _ in range(2):
-            start = time.perf_counter()
-            with autocast(dtype, device):
-                outputs = model([texts])[0]
-            sides = [outputs] if isinstance(outputs, Tensor) else [*outputs.values()]
-            total = torch.stack([side.float().sum() for side in sides if side.requires_grad]).sum()
-            total.backward()  # type: ignore[no-untyped-call] # torch types no backward
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds = min(seconds, time.perf_counter() - start)
-    finally:
-        model.zero_grad(set_to_none=True)
+    for _ in range(2):
+        start = time.perf_counter()
+        with autocast(dtype, device):
+            outputs = model([texts])[0]
+        sides = [outputs] if isinstance(outputs, Tensor) else [*outputs.values()]
+        total = torch.stack([side.float().sum() for side in sides if side.requires_grad]).sum()
+        total.backward()  # type: ignore[no-untyped-call] # torch types no backward
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = min(seconds, time.perf_counter() - start)
     return seconds, _peak_bytes(device) - held
 
 
 def _held_bytes(device: torch.device) -> int:
+    """What is held now; the peak is counted from here."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    give_back_freed_memory()  # what the size before left would count as held
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of this process begins anew
+    except OSError:  # where that is forbidden, growth over the peak so far is what is seen
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return _peak_bytes(device)
 
 
 def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
 
 
-def _free_bytes(device: torch.device) -> float:
-    """Memory that this worker may take."""
-    if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    return 1024 * available / (dist.get_world_size() if dist.is_initialized() else 1)
-
-
-def _sentence(chosen: int, trials: list[Trial], longest: int) -> str:
+def _sentence(chosen: int, trials: list[Trial], longest: int, budget: float) -> str:
     tried = ", ".join(
-        f"{one.tokens:,} ({one.tokens / one.seconds:,.0f} tokens/s, {one.bytes / 2**20:,.0f} MiB)"
-        if one.seconds
-        else f"{one.tokens:,} (no room)"
+        f"{one.tokens:,} (no room)"
+        if one.bytes == NO_ROOM
+        else f"{one.tokens:,} ({one.tokens / one.seconds:,.0f} tokens/s, {one.bytes / 2**20:,.0f} MiB)"
         for one in trials
     )
-    return f"chunks of {chosen:,} tokens; tried on texts of {longest} tokens: {tried}"
+    room = f"{max(budget, 0) / 2**20:,.0f} MiB of room"
+    return f"chunks of {chosen:,} tokens; tried on texts of {longest} tokens with {room}: {tried}"

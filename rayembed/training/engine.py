@@ -48,7 +48,7 @@ class Engine:
             device: of this worker.
         """
         stage = settings["zero_optimization"]["stage"]
-        optimizer = adamw(model, train, fused=device.type == "cuda" and stage == 0)
+        optimizer = adamw(model, train, fused=stage == 0)
         self.stage: int = stage
         if train.bf16:  # inside the model: on a GPU, DeepSpeed turns an autocast around its engine off
             model.forward = torch.autocast(device.type, dtype=torch.bfloat16)(model.forward)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +16,14 @@ from transformers import PreTrainedTokenizerBase
 
 from rayembed.config import Experiment
 from rayembed.config.deepspeed import deepspeed_settings
+from rayembed.config.train import TrainConfig
 from rayembed.data.datasets import read_datasets
 from rayembed.data.mixing import batch_plan
 from rayembed.data.passes import TextKeys
 from rayembed.data.plan import total_batches
 from rayembed.data.store import Store
 from rayembed.data.tokens import TokenStore
+from rayembed.models.dropout import use_quick_dropout
 from rayembed.models.encoding import special_tokens
 from rayembed.models.families import FAMILIES
 from rayembed.models.guide import load_guide
@@ -40,6 +43,7 @@ from rayembed.training.engine import Engine
 from rayembed.training.grad_cache import cached_backward
 from rayembed.training.in_context import InContext
 from rayembed.training.leaving import LeftError
+from rayembed.training.memory import optimizer_bytes
 from rayembed.training.meter import Meter
 from rayembed.training.objective import Objective, negatives_per_query
 from rayembed.training.packed import equal_chunks, reads_packed
@@ -94,22 +98,15 @@ def train(experiment: Experiment, worker: Worker, *, resume_from: Path | None, c
         accumulation=config.gradient_accumulation_steps,
     )
     total_steps = last // config.gradient_accumulation_steps
-    model = _build(experiment)
-    prepare_for_training(
-        model,
-        family=experiment.model.family,
-        fix_position_embedding=config.fix_position_embedding,
-        gradient_checkpointing=config.gradient_checkpointing,
-        fix_encoder=experiment.m3 is not None and experiment.m3.fix_encoder,
-    )
+    model = trainable(experiment)
     guide = load_guide(experiment)
     guide = None if guide is None else guide.to(worker.device)
     source = replace(source, packed=reads_packed(config, model.to(worker.device), guide))  # before ZeRO 3 spreads it
     compile_layers(model, config)
-    if config.tokens_per_chunk == "probe":
-        source = replace(source, tokens_per_chunk=_probed_chunk(experiment, source, model, worker))
-    objective = Objective(experiment, guide=guide)
     settings = deepspeed_settings(experiment, workers=worker.world_size)
+    if config.tokens_per_chunk == "probe":
+        source = replace(source, tokens_per_chunk=_probed_chunk(config, settings, source, model, worker))
+    objective = Objective(experiment, guide=guide)
     engine = Engine(model, config, settings, total_steps=total_steps, device=worker.device)
     found = {"step": 0, "workers": worker.world_size} if resume_from is None else engine.load(resume_from)
     done = found["step"]
@@ -241,9 +238,20 @@ def batch_source(experiment: Experiment, worker: Worker) -> BatchSource:
     )
 
 
-def _probed_chunk(experiment: Experiment, source: BatchSource, model: nn.Module, worker: Worker) -> int:
-    dtype = torch.bfloat16 if experiment.train is not None and experiment.train.bf16 else torch.float32
-    return probed_tokens(source, model, dtype=dtype, device=worker.device, folder=worker.train_folder)
+def _probed_chunk(
+    config: TrainConfig, settings: dict[str, Any], source: BatchSource, model: nn.Module, worker: Worker
+) -> int:
+    half = torch.float16 if config.fp16 else torch.bfloat16
+    in_half = config.fp16 or config.bf16 or settings.get("bf16", {}).get("enabled", False)
+    trained = sum(own.numel() for own in model.parameters() if own.requires_grad)
+    return probed_tokens(
+        source,
+        model,
+        dtype=half if in_half else torch.float32,
+        device=worker.device,
+        folder=worker.train_folder,
+        coming_bytes=optimizer_bytes(trained, config, settings["zero_optimization"], worker.world_size),
+    )
 
 
 def _in_context(experiment: Experiment, rows: Store, tokenizer: PreTrainedTokenizerBase) -> InContext | None:
@@ -283,6 +291,23 @@ def _detail(figures: dict[str, float], dataset: str) -> str:
         f"loss {figures['loss']:.4f}{of} | {figures['queries_per_second']:.1f} queries/s | "
         f"{figures['tokens_per_second']:,.0f} tokens/s | padding {100 * figures['padding_share']:.0f} %"
     )
+
+
+def trainable(experiment: Experiment) -> nn.Module:
+    """The experiment's model as it is before its first step, on the CPU."""
+    config = experiment.train
+    assert config is not None
+    model = _build(experiment)
+    prepare_for_training(
+        model,
+        family=experiment.model.family,
+        fix_position_embedding=config.fix_position_embedding,
+        gradient_checkpointing=config.gradient_checkpointing,
+        fix_encoder=experiment.m3 is not None and experiment.m3.fix_encoder,
+    )
+    if not config.torch_compile:  # which makes one kernel of dropout and what is around it
+        use_quick_dropout(model)
+    return model
 
 
 def _build(experiment: Experiment) -> nn.Module:

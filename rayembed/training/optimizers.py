@@ -17,7 +17,7 @@ def adamw(model: nn.Module, train: TrainConfig, *, fused: bool) -> torch.optim.O
     Args:
         model: on any device.
         train: kind, learning rate, decays.
-        fused: all parameters in one kernel of the GPU; of torch's AdamW alone.
+        fused: all parameters in one kernel; of torch's AdamW alone.
     """
     groups = parameter_groups(model, train.weight_decay)
     betas = (train.adam_beta1, train.adam_beta2)

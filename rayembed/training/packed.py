@@ -33,8 +33,10 @@ def reads_packed(train: TrainConfig, model: nn.Module, guide: Embedder | None) -
     if reason is None and guide is not None:
         of_guide = why_not_packed(guide, training=False)
         reason = None if of_guide is None else f"train.guide_model: {of_guide}"
-    if reason is None:
+    alike = largest_of_workers(int(reason is not None), next(model.parameters()).device)
+    if alike == 0:
         return True
+    reason = reason or "another worker's machine cannot"
     if train.packed:
         raise ValueError(f"train.packed is true, but texts cannot be packed; set it to null or false. {reason}")
     logger.info("train: texts are padded; they cannot be packed: %s", reason)

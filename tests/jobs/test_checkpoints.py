@@ -15,10 +15,19 @@ from typing import Any
 import pytest
 import ray.train
 import ray.train.torch
+import torch.distributed as dist
 from ray.train import CheckpointConfig
 
 from rayembed.config.train import TrainConfig
-from rayembed.jobs.checkpoints import PREFIX, CheckpointError, Checkpoints, best_in_words, kept
+from rayembed.jobs import checkpoints as module
+from rayembed.jobs.checkpoints import (
+    PREFIX,
+    CheckpointError,
+    Checkpoints,
+    best_in_words,
+    kept,
+    remove_uncounted,
+)
 from rayembed.training.engine import Engine
 
 
@@ -42,6 +51,7 @@ class FakeRay:
         self.storage, self.go = storage, threading.Event()
         self.reports: list[dict[str, Any]] = []
         self.asked: list[float] = []
+        self.barriers: list[int] = []
         self.errors: list[BaseException] = []
         self.threads: list[threading.Thread] = []
 
@@ -57,6 +67,9 @@ class FakeRay:
 
         self.threads.append(threading.Thread(target=send))
         self.threads[-1].start()
+
+    def barrier(self) -> None:
+        self.barriers.append(len(self.reports))
 
     def get_context(self) -> "FakeRay":
         return self
@@ -80,6 +93,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     made = FakeRay(tmp_path / "storage")
     for name in ("report", "get_context", "get_all_reported_checkpoints"):
         monkeypatch.setattr(ray.train, name, getattr(made, name))
+    monkeypatch.setattr(ray.train.collective, "barrier", made.barrier)
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     return made
@@ -107,6 +121,7 @@ def test_training_goes_on_while_one_checkpoint_is_sent_and_the_next_one_waits(fa
     assert json.loads((fake.storage / "step-00000002" / "rank-0").read_text()) == {"step": 2}
     assert on_disk(tmp_path) == 0
     assert fake.asked == [7]
+    assert fake.barriers == [0, 1], "workers wait for each other before they write: torch's own limit is short"
 
 
 def test_a_worker_that_stops_by_an_error_waits_until_its_checkpoint_is_counted(fake: FakeRay, tmp_path: Path) -> None:
@@ -130,6 +145,8 @@ def test_what_cannot_be_sent_is_an_error_of_the_next_save_and_of_the_end(fake: F
     fake.go.set()
     checkpoints = Checkpoints(fake.storage, timeout_s=7)
     checkpoints.save(ENGINE, {"step": 1}, 0.5)
+    fake.threads[0].join()
+    assert on_disk(tmp_path) == 0, "Ray is about to end the process"
     message = rf"step 1 could not be written by way of {tmp_path}/temporary to {fake.storage}: .*Not a directory.*; the"
     with pytest.raises(CheckpointError, match=message):
         checkpoints.save(ENGINE, {"step": 2}, 0.5)
@@ -142,21 +159,90 @@ def test_what_cannot_be_sent_is_an_error_of_the_next_save_and_of_the_end(fake: F
     assert on_disk(tmp_path) == 0
 
 
+def test_an_upload_that_never_ends_is_an_error(fake: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(fake.storage, timeout_s=0.1)
+    checkpoints.save(ENGINE, {"step": 1}, 0.5)
+    with pytest.raises(FloatingPointError), checkpoints.all_sent():
+        raise FloatingPointError("is not held up for longer than the limit of collectives")
+    monkeypatch.setattr(module, "LONGEST_S", 0.1)
+    with pytest.raises(CheckpointError, match=r"step 1 could not be written .*: it is not sent after 0 s"):
+        checkpoints.save(ENGINE, {"step": 2}, 0.5)
+    fake.go.set()
+
+
+def test_a_report_that_fails_holds_nobody_up(fake: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    def report(*_: object, **__: object) -> None:
+        raise ConnectionError("the controller is gone")
+
+    monkeypatch.setattr(ray.train, "report", report)
+    checkpoints = Checkpoints(fake.storage, timeout_s=60)
+    begun = time.monotonic()
+    with pytest.raises(ConnectionError), checkpoints.all_sent():
+        checkpoints.save(ENGINE, {"step": 1}, 0.5)
+    assert time.monotonic() - begun < 5
+
+
+def test_a_worker_that_is_gone_is_no_full_disk(fake: FakeRay, tmp_path: Path) -> None:
+    class Alone:
+        def save(self, _folder: Path, _state: dict[str, int]) -> None:
+            raise dist.DistBackendError("connection closed by peer")
+
+    engine: Engine = Alone()  # type: ignore[assignment]
+    with pytest.raises(dist.DistBackendError):
+        Checkpoints(fake.storage, timeout_s=7).save(engine, {"step": 1}, 0.5)
+    assert on_disk(tmp_path) == 0
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from rayembed.jobs.checkpoints import _locked
+place = _locked(Path(sys.argv[1]))
+print("locked", flush=True)
+time.sleep(60)
+"""
+
+
 def test_what_killed_workers_left_is_removed_and_what_is_at_work_is_not(fake: FakeRay, tmp_path: Path) -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    machine, folder = os.uname().nodename, tmp_path / "temporary"
-    names = {
-        f"{PREFIX}-{machine}-{gone.pid}-x": False,
-        f"{PREFIX}-{machine}-{os.getppid()}-x": True,
-        f"{PREFIX}-{machine}2-{gone.pid}-x": True,
-        "other": True,
-    }
+    folder = tmp_path / "temporary"
+    names = {f"{PREFIX}left": False, f"{PREFIX}held": True, f"{PREFIX}new": True, "other": True}
     for name in names:
         (folder / name).mkdir()
         (folder / name / "file").touch()
+        if not name.endswith("new"):
+            os.utime(folder / name, (0, 0))
+    worker = subprocess.Popen([sys.executable, "-c", HOLDS, folder / f"{PREFIX}held"], stdout=subprocess.PIPE)
+    assert worker.stdout is not None
+    worker.stdout.readline()
     Checkpoints(fake.storage, timeout_s=7)
     assert {name: (folder / name).exists() for name in names} == names
+    worker.kill()
+    worker.wait()
+    Checkpoints(fake.storage, timeout_s=7)
+    assert not (folder / f"{PREFIX}held").exists()
+
+
+def test_parts_of_checkpoints_that_do_not_count_are_removed(tmp_path: Path) -> None:
+    names = [f"step-{step:08d}" for step in (2, 4, 6, 8)]
+    for name in names:
+        (tmp_path / name).mkdir()
+    (tmp_path / "step-00000010").touch()  # no checkpoint
+
+    def result(name: str) -> dict[str, Any]:
+        return {"version": 0, "checkpoint_dir_name": name, "metrics": {}}
+
+    state = {
+        "checkpoint_results": [result(names[0])],
+        "latest_checkpoint_result": result(names[1]),
+        "pending_training_results": [result(names[2])],
+    }
+    (tmp_path / "checkpoint_manager_snapshot.json").write_text(json.dumps(state))
+    remove_uncounted(tmp_path)
+    assert [path.name for path in sorted(tmp_path.glob("step-*"))] == [*names[:3], "step-00000010"]
+    (tmp_path / "checkpoint_manager_snapshot.json").unlink()
+    remove_uncounted(tmp_path)
+    assert [path.name for path in sorted(tmp_path.glob("step-*"))] == ["step-00000010"]
+    remove_uncounted(tmp_path / "not there")
 
 
 @pytest.mark.parametrize(("save_best", "expected"), [(False, (None, None)), (True, ("loss", "min"))])

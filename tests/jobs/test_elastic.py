@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -58,7 +59,9 @@ def test_a_checkpoint_that_cannot_be_sent_ends_the_run_and_leaves_the_one_before
 ) -> None:
     experiment, message = broken
     checkpoints = Path(experiment.output_dir) / "train.partial" / "checkpoints"
-    assert f"the checkpoint of step 6 could not be written by way of /tmp to {checkpoints}: " in message
+    assert (
+        f"the checkpoint of step 6 could not be written by way of {tempfile.gettempdir()} to {checkpoints}: " in message
+    )
     assert "the one before it is whole. Make room there" in message
     snapshot = json.loads((checkpoints / "checkpoint_manager_snapshot.json").read_text())
     assert snapshot["latest_checkpoint_result"]["checkpoint_dir_name"] == "step-00000004"

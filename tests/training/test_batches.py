@@ -79,7 +79,9 @@ def test_copies_of_the_longest_text(source: BatchSource, packed: bool) -> None:
     assert (chunk.num_texts, chunk.num_tokens) == (3, 3 * longest)
     layout = PairLayout(((1,), (2, 3), (4,)), (0, 0, 0, 1, 1), query_max_len=2, passage_max_len=3, max_len=8)
     (pairs,) = replace(source, layout=layout).copies_of_longest(2).chunks
-    every = [layout.pack(row.query, text) for row in rows for text in (*row.pos, *row.neg)]
+    every = [
+        layout.pack(np.repeat(row.query, 2), text) for row in rows for text in (*row.pos, *row.neg)
+    ]  # queries of the most tokens that are kept
     assert pairs.types is not None
     ids, types = pairs.ids.view(2, -1).tolist(), pairs.types.view(2, -1).tolist()
     assert ids[0] == ids[1]

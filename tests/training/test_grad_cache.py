@@ -23,12 +23,11 @@ from rayembed.config.model import Family, ModelConfig
 from rayembed.config.ray import RayConfig
 from rayembed.config.train import TrainConfig
 from rayembed.models.chunks import TokenBatch, pack_chunks, pad_chunks
-from rayembed.models.loading import prepare_for_training
 from rayembed.models.packable import why_not_packed
-from rayembed.models.trained import build_model
 from rayembed.training.batches import Batch
 from rayembed.training.engine import Engine
 from rayembed.training.grad_cache import cached_backward
+from rayembed.training.loop import trainable
 from rayembed.training.objective import Objective
 from rayembed.training.optimizers import parameter_groups
 from tests.models.tiny_decoders import qwen_tokenizer, save_decoder
@@ -106,14 +105,7 @@ def setup_of(
 
 def built(setup: Experiment) -> nn.Module:
     assert setup.train is not None
-    torch.manual_seed(setup.seed)
-    model = build_model(setup)
-    prepare_for_training(
-        model,
-        family=setup.model.family,
-        fix_position_embedding=False,
-        gradient_checkpointing=setup.train.gradient_checkpointing,
-    )
+    model = trainable(setup)
     assert not setup.train.packed or why_not_packed(model, training=True) is None
     return model
 

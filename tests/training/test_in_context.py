@@ -136,9 +136,10 @@ def test_examples_are_rows_of_the_batch_with_their_answers(
 
 def test_the_longest_text_is_of_a_query_with_examples(tmp_path: Path) -> None:
     source = made_source(tmp_path, rows_of_kinds())
-    longest = max(len(read) for read in texts(source.batch(0).inputs[0]))
-    alone = max(len(text) for text in texts(source.batch(0).inputs[1]))
-    assert len(source.longest_text()[0]) == longest > alone
+    of_queries = max(len(read) for number in range(6) for read in texts(source.batch(number).inputs[0]))
+    assert len(source.longest_text()[0]) == 40 + IclConfig().examples_max_len >= of_queries
+    bare = made_source(tmp_path / "bare", rows_of_kinds(), max_examples=0)
+    assert len(bare.longest_text()[0]) == bare.tokens.lengths().max()
 
 
 def test_scored_pairs_and_empty_settings_have_no_examples(tmp_path: Path) -> None:

@@ -1,10 +1,17 @@
-"""Attention that drops weights on a CPU: the formula, in torch's own steps, with the same weights dropped."""
+"""Dropout on a CPU: the formula, in torch's own steps, with the same values dropped; and how often they are."""
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rayembed.models.attention_dropout import attention_with_dropout, dropped
+from rayembed.models.dropout import (
+    QuickDropout,
+    _bits,
+    _first_kept,
+    _seed,
+    attention_with_dropout,
+    use_quick_dropout,
+)
 
 SIZES = (2, 3, 7, 5)  # texts, heads, tokens, dimensions
 CAUSAL = torch.ones(SIZES[2], SIZES[2], dtype=torch.bool).tril()
@@ -15,6 +22,10 @@ def rows(seed: int) -> list[Tensor]:
     return [torch.randn(SIZES, generator=draw, requires_grad=True) for _ in range(3)]
 
 
+def dropped(seed: int, count: int, dropout: float) -> Tensor:
+    return _bits(seed, count) < _first_kept(dropout)
+
+
 @pytest.mark.parametrize("seen", [None, CAUSAL])
 @pytest.mark.parametrize("dropout", [0.1, 0.5])
 def test_outputs_and_gradients_are_those_of_the_formula(seen: Tensor | None, dropout: float) -> None:
@@ -23,7 +34,7 @@ def test_outputs_and_gradients_are_those_of_the_formula(seen: Tensor | None, dro
     found = attention_with_dropout(*mine, scale=0.3, seen=seen, dropout=dropout)
     torch.manual_seed(3)
     n, h, t, _ = SIZES
-    mask = dropped(int(torch.randint(2**62, ())), n * h * t * t, dropout).view(n, h, t, t)
+    mask = dropped(_seed(), n * h * t * t, dropout).view(n, h, t, t)
     query, key, value = plain
     scores = query @ key.transpose(2, 3) * 0.3
     if seen is not None:
@@ -67,3 +78,29 @@ def test_torch_s_state_decides_what_is_dropped() -> None:
         found.append(attention_with_dropout(query, key, value, scale=1.0, seen=None, dropout=0.3))
     assert torch.equal(*found)
     assert not torch.equal(found[0], attention_with_dropout(query, key, value, scale=1.0, seen=None, dropout=0.3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_module_drops_as_many_and_raises_the_others(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Dropout(0.25), nn.Dropout(0.0))
+    use_quick_dropout(model)
+    assert [type(module) for module in model] == [QuickDropout, QuickDropout]
+    ones = torch.ones(300, 1001, dtype=dtype, requires_grad=True)
+    torch.manual_seed(4)
+    found = model(ones)
+    assert found.dtype == dtype
+    assert sorted(found.unique().tolist()) == pytest.approx([0, 4 / 3], rel=1e-2 if dtype == torch.bfloat16 else 1e-6)
+    assert float((found == 0).double().mean()) == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / ones.numel()) ** 0.5)
+    found.float().sum().backward()  # type: ignore[no-untyped-call]
+    assert ones.grad is not None
+    assert torch.equal(ones.grad, found.detach())
+    torch.manual_seed(4)
+    assert torch.equal(model(ones), found), "torch's state decides"
+    assert not torch.equal(model(ones), found)
+    assert torch.equal(model.eval()(ones), ones)
+
+
+def test_only_plain_dropout_is_replaced() -> None:
+    model = nn.Sequential(nn.Dropout1d(0.5), nn.Sequential(nn.Dropout(0.5)))
+    use_quick_dropout(model)
+    assert [type(module) for module in model.modules()][1:] == [nn.Dropout1d, nn.Sequential, QuickDropout]
