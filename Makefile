@@ -13,7 +13,7 @@ test: export RAY_AUTH_MODE = disabled
 test: export RAY_USAGE_STATS_ENABLED = 0
 test: export HF_HUB_OFFLINE = 1
 test: venv
-	$(BIN)/python -m pytest -q --durations=10 -m "not ray" -n 2 --dist worksteal
+	$(BIN)/python -m pytest -q --durations=10 -m "not ray and not long" -n 2 --dist worksteal
 	$(BIN)/python -m pytest -q --durations=10 -m "ray and not long"
 
 # What does not fit into the time of `make test`; it exports the same.
@@ -22,7 +22,7 @@ test-long: export RAY_AUTH_MODE = disabled
 test-long: export RAY_USAGE_STATS_ENABLED = 0
 test-long: export HF_HUB_OFFLINE = 1
 test-long: venv
-	$(BIN)/python -m pytest -q --durations=10 -m "ray and long"
+	$(BIN)/python -m pytest -q --durations=10 -m long
 
 # Everything that is measured on a CUDA GPU; tests/benchmarks/gpu.py says how to run it where Ray is not.
 bench-gpu: export HF_HUB_OFFLINE = 1

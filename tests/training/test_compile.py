@@ -3,6 +3,7 @@
 import random
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,12 +133,14 @@ def test_the_loop_trains_with_compiled_layers_and_writes_the_same_model(
     told["packed"] = False  # one graph a layer
     told |= {"adam_epsilon": 1e-3, "learning_rate": 1e-3}
     setups = [experiment(tiny_model, workers=1, stage=2, torch_compile=on, **told) for on in (False, True)]
+    # Without dropout: what is not compiled draws its own, as `use_quick_dropout` does. Replays are tested above.
+    setups = [replace(setup, model=replace(setup.model, dropout=0.0)) for setup in setups]
     runs = [Run(tmp_path / str(number), tmp_path / "tokens") for number in range(2)]
     graphs = in_workers(1, both_ways, setups, runs, backend)[0]
     assert graphs[0] == 0 < graphs[1]
     plain, compiled = runs
     assert len(compiled.losses()) == 4
-    assert compiled.losses() == pytest.approx(plain.losses(), abs=1e-5)  # with dropout 0.1, replayed
+    assert compiled.losses() == pytest.approx(plain.losses(), abs=1e-5)
     assert compiled.weights().keys() == plain.weights().keys()
     norms = [[line["grad_norm"] for line in run.metrics()] for run in runs]
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
