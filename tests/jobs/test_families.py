@@ -24,7 +24,11 @@ from tests.small_models import decoder_folder
 pytestmark = pytest.mark.ray
 ZERO = Path(__file__).parents[2] / "configs" / "deepspeed"
 SETTINGS: dict[str, dict[str, Any]] = {
-    "m3": {"stage": 3, "m3": {"colbert_dim": 16, "self_distill_start_step": 3}},
+    "m3": {
+        "stage": 3,
+        "m3": {"colbert_dim": 16, "self_distill_start_step": 3},
+        "train": {"num_train_epochs": 8},
+    },
     "decoder": {
         "stage": 3,
         "lora": {"lora_rank": 4, "lora_dropout": 0.0},
@@ -42,10 +46,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
         },
         "train": {"learning_rate": 3e-3, "num_train_epochs": 24, "gradient_checkpointing": True},
         "model": {"query_instruction_for_retrieval": "b "},
-        "data": {"evaluation_split": "train"},  # from 80 rows it learns no more than these
     },
-    "reranker-encoder": {"stage": 1},
-    "reranker-decoder": {"stage": 3, "reranker": {"prompt": "Is B about A?"}},
+    "reranker-encoder": {
+        "stage": 1,
+        "train": {"learning_rate": 3e-3, "num_train_epochs": 24, "adam_epsilon": 1e-8},
+        "model": {"dropout": 0.0},  # with it, a model this small learns nothing of pairs, in plain torch either
+    },
+    "reranker-decoder": {
+        "stage": 3,
+        "reranker": {"prompt": "Is B about A?"},
+        "train": {"learning_rate": 3e-3, "num_train_epochs": 8},
+    },
 }
 PAIRS = [("baba didi", "didi lala"), ("momo", "baba"), ("lala", "lala momo didi")]
 
@@ -95,7 +106,7 @@ def done(
     temperature = {"temperature": None} if pairs else {}
     experiment = make_experiment(
         folder / "run",
-        data={"train": [str(rows)], **settings.pop("data", {})},
+        data={"train": [str(rows)], "evaluation_split": "train"},  # from 80 rows little is learned but these
         model={"name_or_path": str(models[family]), "family": family, "pooling": None, **settings.pop("model", {})},
         train={**TRAIN, "deepspeed": deepspeed, **temperature, **settings.pop("train", {})},
         evaluate={"k_values": [10], **({"retriever": str(tiny_model), "rerank_top_k": 20} if pairs else {})},
@@ -114,8 +125,9 @@ def test_it_learns(done: Experiment) -> None:
     lines = [json.loads(line) for line in (Path(done.output_dir) / "train" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines]
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
-    if done.model.family in ("decoder", "icl"):  # whose first losses are worse than those of chance
-        assert np.mean(losses[-3:]) < 0.75 * np.log(16 * 3)
+    if done.model.family != "m3":  # whose loss is of several heads
+        of_chance = np.log(3 if done.trains_reranker() else 16 * 3)  # the first losses are worse
+        assert np.mean(losses[-3:]) < 0.75 * of_chance
     metrics = json.loads((Path(done.output_dir) / "evaluate" / "metrics.json").read_text())
     assert metrics["tuned"]["ndcg@10"] > metrics["base"]["ndcg@10"]
     assert {line["negatives_per_query"] for line in lines} == {2 if done.trains_reranker() else 16 * 3 - 1}
