@@ -21,7 +21,7 @@ from tests.jobs.conftest import TRAIN, Command, MakeExperiment, StartCommand
 from tests.jobs.test_train import largest_difference, weights
 from tests.jobs.toy_data import read_lines, write_rows
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 STEPS, SAVE = 200, 10
 
 
@@ -106,7 +106,6 @@ def wait_for_checkpoint(command: Command, experiment: Experiment, step: int) -> 
         time.sleep(0.01)
 
 
-@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_node_goes_and_another_one_comes(
     local_ray: None,
@@ -153,7 +152,6 @@ def test_a_node_goes_and_another_one_comes(
     assert_same_result(experiment, fixed)
 
 
-@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_worker_that_hangs_is_given_up_after_the_timeout(
     trained: Experiment, start_command: StartCommand, tmp_path: Path

@@ -123,7 +123,8 @@ def both_ways(setups: list[Experiment], runs: list[Run], backend: str) -> list[i
 
 
 # With an empty cache, inductor keeps the C++ compiler busy for half a minute of an idle machine.
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_the_loop_trains_with_compiled_layers_and_writes_the_same_model(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
