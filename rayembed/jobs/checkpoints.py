@@ -80,8 +80,8 @@ class Checkpoints:
             engine.save(Path(self._folder.name), state)
         except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError
             self._remove()
-            if isinstance(error, dist.DistError):
-                raise  # another worker is gone
+            if isinstance(error, dist.DistError) or "gloo" in str(error):
+                raise  # another worker is gone: gloo tells of it by a RuntimeError that names its own files
             raise self._failed(error) from error
         self._sent.clear()
         try:

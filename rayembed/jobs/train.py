@@ -46,9 +46,8 @@ OF_BATCHES = (  # settings of section data that decide what is in a batch
     *("same_dataset_within_batch", "mixing", "mixing_temperature", "no_duplicates_within_batch", "length_grouping"),
     "batch_size_by_length",
 )
-
-
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+RAY_TRAIN: Any = ray.train  # Ray shows type checkers the ScalingConfig and RunConfig of its version 1
 
 
 class TrainingError(RuntimeError):
@@ -140,10 +139,10 @@ def check_model(experiment: Experiment) -> None:
 
 def _check_engine(experiment: Experiment) -> None:
     config, resources = _section(experiment), experiment.ray
-    zero = deepspeed_settings(experiment)["zero_optimization"]
+    settings = deepspeed_settings(experiment)
+    zero = settings["zero_optimization"]
     check_compile(config, zero["stage"])
     check_optimizer(config, zero, use_gpu=resources.use_gpu, elastic=resources.elastic)
-    settings = deepspeed_settings(experiment)
     fixed = {
         "zero_optimization.elastic_checkpoint": zero.get("elastic_checkpoint"),
         "zero_optimization.parameter_alignment": zero.get("parameter_alignment"),
@@ -181,8 +180,8 @@ def _section(experiment: Experiment) -> TrainConfig:
 
 def _reads(experiment: Experiment, rows: Store) -> Reads:
     config = _section(experiment)
-    saving = {"save_steps", "save_minutes", "save_total_limit", "tokens_per_chunk", "save_best", "logging_steps"}
-    not_the_result = {*saving, "deepspeed", *_OF_A_WORKER}
+    saving = {"save_steps", "save_minutes", "save_total_limit", "save_best"}
+    not_the_result = {*saving, "tokens_per_chunk", "logging_steps", "deepspeed", *_OF_A_WORKER}
     data, settings = asdict(experiment.data), deepspeed_settings(experiment)
     return {
         "rows": rows.fingerprint,
@@ -251,9 +250,9 @@ def _adapters_and_guide(experiment: Experiment) -> Reads:
 def _fit(experiment: Experiment, tokens: Tokenized, rows: Store, folder: Path) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # Ray Train polls its workers every 2 s otherwise
     config, resources = _section(experiment), experiment.ray
-    # So long Ray waits for a worker that was lost before it goes on with those that are left; else for its own 60 s.
-    start_s = os.environ.get(START_TIMEOUT)
-    os.environ[START_TIMEOUT] = start_s or ("10" if resources.elastic else "60")
+    sooner = resources.elastic and START_TIMEOUT not in os.environ
+    if sooner:  # so long Ray waits for a worker that was lost before it goes on with those that are left
+        os.environ[START_TIMEOUT] = "10"
     out = Path(experiment.output_dir).resolve()
     trainer = ray.train.torch.TorchTrainer(
         _worker,
@@ -267,23 +266,22 @@ def _fit(experiment: Experiment, tokens: Tokenized, rows: Store, folder: Path) -
             "probe_texts": _probe_texts(experiment, rows),
         },
         torch_config=_TorchConfig(backend="nccl" if resources.use_gpu else "gloo", timeout_s=resources.timeout_s),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.num_workers,  # type: ignore[arg-type] # of Ray's version 1, as below
-            elastic_resize_monitor_interval_s=resources.resize_interval_s,  # type: ignore[call-arg]
+        scaling_config=RAY_TRAIN.ScalingConfig(
+            num_workers=resources.num_workers,
+            elastic_resize_monitor_interval_s=resources.resize_interval_s,
             use_gpu=resources.use_gpu,
             resources_per_worker={
                 "CPU": resources.cpus_per_worker,
                 **({"GPU": 1} if resources.use_gpu else {}),
             },
         ),
-        run_config=ray.train.RunConfig(
+        run_config=RAY_TRAIN.RunConfig(
             name="checkpoints",
             storage_path=str(folder.resolve()),
             worker_runtime_env={} if resources.use_gpu else {"env_vars": ONE_ARENA},
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
             checkpoint_config=kept(config),
-            # The progress line is ours; Ray shows type checkers the RunConfig of its version 1.
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
+            logging_config=RAY_TRAIN.LoggingConfig(log_level="WARNING"),  # the progress line is ours
         ),
     )
     remove_uncounted(folder / "checkpoints")
@@ -295,7 +293,7 @@ def _fit(experiment: Experiment, tokens: Tokenized, rows: Store, folder: Path) -
             "command again to go on from the last one"
         ) from error
     finally:
-        if start_s is None:
+        if sooner:
             del os.environ[START_TIMEOUT]  # it is of this training
     if config.save_best:
         logger.info(best_in_words(result, out / "train"))

@@ -46,7 +46,7 @@ def attention_with_dropout(
         dropout: above 0, below 1.
     """
     flat = (rows.reshape(-1, *rows.shape[2:]) for rows in (query, key, value))
-    attended: Tensor = _Attention.apply(*flat, scale, seen, dropout, _seed())  # type: ignore[no-untyped-call]
+    attended: Tensor = _Attention.apply(*flat, scale, seen, dropout, _seed())  # type: ignore[no-untyped-call] # torch types no apply
     return attended.view(*query.shape[:-1], value.shape[-1])
 
 

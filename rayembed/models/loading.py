@@ -249,7 +249,7 @@ def load_backbone(
         setattr(found, key, value)
     how: dict[str, Any] = {}
     if in_4bit is not None:
-        how["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        how["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call] # transformers types it not
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,

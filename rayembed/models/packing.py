@@ -145,7 +145,7 @@ def _how(
     is_causal: bool | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **unread: Any,  # noqa: ANN401
+    **unread: Any,  # noqa: ANN401 - as above
 ) -> _How:
     if unread.get("position_bias") is not None:
         raise ValueError(f"{type(module).__name__} adds a bias by position")

@@ -18,8 +18,12 @@ import ray.train.torch
 import torch.distributed as dist
 from ray.train import CheckpointConfig
 
+from rayembed.config import Experiment
+from rayembed.config.model import ModelConfig
+from rayembed.config.ray import RayConfig
 from rayembed.config.train import TrainConfig
 from rayembed.jobs import checkpoints as module
+from rayembed.jobs import train
 from rayembed.jobs.checkpoints import (
     PREFIX,
     CheckpointError,
@@ -108,6 +112,9 @@ def test_training_goes_on_while_one_checkpoint_is_sent_and_the_next_one_waits(fa
     checkpoints.save(ENGINE, {"step": 1}, 0.5)
     assert on_disk(tmp_path) == 1
     assert not fake.storage.exists(), "sent already"
+    os.utime(next((tmp_path / "temporary").iterdir()), (0, 0))
+    module._remove_left()
+    assert on_disk(tmp_path) == 1, "it is held while it is sent"
     second = threading.Thread(target=checkpoints.save, args=(ENGINE, {"step": 2}, 0.25))
     second.start()
     second.join(0.2)
@@ -220,6 +227,30 @@ def test_what_killed_workers_left_is_removed_and_what_is_at_work_is_not(fake: Fa
     worker.wait()
     Checkpoints(fake.storage, timeout_s=7)
     assert not (folder / f"{PREFIX}held").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"zero_optimization": {"stage": 1, "elastic_checkpoint": True}}, "elastic_checkpoint"),
+        ({"zero_optimization": {"stage": 2, "parameter_alignment": 8}}, "parameter_alignment"),
+        ({"zero_optimization": {"stage": 1}}, None),
+    ],
+)
+def test_elastic_training_refuses_checkpoints_of_one_number_of_workers(
+    settings: dict[str, Any], named: str | None
+) -> None:
+    experiment = Experiment(
+        output_dir="unused",
+        model=ModelConfig(name_or_path="none"),
+        train=TrainConfig(global_batch_size=2, deepspeed=settings),
+        ray=RayConfig(num_workers=(1, 2), max_failures=1),
+    )
+    if named is None:
+        train._check_engine(experiment)
+        return
+    with pytest.raises(ValueError, match=rf"{named}, .* 1 to 2 workers; remove it"):
+        train._check_engine(experiment)
 
 
 def test_parts_of_checkpoints_that_do_not_count_are_removed(tmp_path: Path) -> None:

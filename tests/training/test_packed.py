@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from rayembed.config.model import ModelConfig
 from rayembed.config.train import TrainConfig
@@ -13,6 +14,7 @@ from rayembed.models.chunks import TokenBatch, pack_chunks
 from rayembed.models.loading import load_embedder
 from rayembed.training import packed
 from rayembed.training.batches import Batch
+from rayembed.training.loop import trainable
 from rayembed.training.packed import equal_chunks, reads_packed
 from tests.models.tiny_architectures import save_tiny
 from tests.training.made_batches import different_keys, one_dataset
@@ -80,3 +82,16 @@ def test_further_chunks_change_no_vector(tmp_path: Path, monkeypatch: pytest.Mon
     assert [len(own.chunks) for own in equal_chunks(batch).inputs] == [4, 3]
     assert more.chunks[2:] == texts.chunks[1:] * 2
     torch.testing.assert_close(model.embed(more), model.embed(texts), atol=0, rtol=0)
+
+
+def packed_by_each(folder: Path) -> bool:
+    """Worker 1 cannot."""
+    model = trainable(experiment(folder, workers=2, stage=3))
+    if dist.get_rank() == 1:
+        packed.why_not_packed = lambda *_, **__: "for a reason"
+    return reads_packed(TrainConfig(), model, None)
+
+
+def test_all_workers_pack_or_none_does(tiny_model: Path) -> None:
+    """Else they would make other numbers of passes, for which ZeRO 3 waits."""
+    assert in_workers(2, packed_by_each, tiny_model) == [False, False]
