@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from rayembed.config import Experiment
 from rayembed.config.families import M3Config
@@ -32,6 +31,7 @@ from rayembed.models.embedder import Embedder
 from rayembed.models.families import FAMILIES
 from rayembed.models.similarity import SIMILARITIES, compacted_sparse
 from rayembed.training.batches import Batch, Keys
+from rayembed.training.blocks import mean_in_blocks
 from rayembed.training.candidates import Candidates, Texts, of_all_workers
 from rayembed.training.gather import gather_with_grad
 
@@ -140,13 +140,11 @@ class Objective:
         total = len(compared.candidates.queries)
         if rows >= total or compared.candidates.own_group_alone:
             return self._of_block(compared, step)
-        loss = compared.positives.new_zeros(())
-        for first in range(0, total, rows):
-            part = compared.some(slice(first, first + rows))
-            # its scores are computed again in the backward pass
-            mean = checkpoint(self._of_block, part, step, use_reentrant=False, preserve_rng_state=False)
-            loss = loss + mean * (len(part.candidates.queries) / total)
-        return loss
+
+        def mean_of(place: slice, by_row: Sequence[Tensor], shared: Sequence[Tensor]) -> Tensor:
+            return self._of_block(compared.some(place, by_row, shared), step)
+
+        return mean_in_blocks(mean_of, *compared.vectors(), rows=rows)
 
     def _of_block(self, compared: "_Compared", step: int) -> Tensor:
         compared = replace(compared, allowed=self._allowed(compared))
@@ -270,16 +268,23 @@ class _Compared:
     allowed: Tensor | None = None
     """[B, P] bool, False where a passage is no negative of the query. None: all are."""
 
-    def some(self, rows: slice) -> "_Compared":
-        """The same of some of the queries."""
+    def vectors(self) -> tuple[list[Tensor], list[Tensor]]:
+        """What a gradient goes to, and what lies beside it: of the B queries, and of all that compete."""
+        every = [] if self.every_query is None else [self.every_query]
+        return [*self.queries.values(), self.positives], [*self.gathered.values(), *every]
+
+    def some(self, rows: slice, by_row: Sequence[Tensor], shared: Sequence[Tensor]) -> "_Compared":
+        """The same of some of the queries, with these parts of `vectors`."""
         group = self.dataset.group_size
         keys, guided = self.keys, self.guided
         passages = slice(rows.start * group, rows.stop * group)
         return replace(
             self,
             candidates=self.candidates.some(rows),
-            queries=_rows(self.queries, rows),
-            positives=self.positives[rows],
+            queries=dict(zip(self.queries, by_row, strict=False)),
+            positives=by_row[-1],
+            gathered=dict(zip(self.gathered, shared, strict=False)),
+            every_query=None if self.every_query is None else shared[-1],
             guided=None if guided is None else (_rows(guided[0], rows), guided[1]),
             keys=Keys(keys.queries[rows], keys.positives[rows], keys.passages[passages]),
             teacher=None if self.teacher is None else self.teacher[rows],

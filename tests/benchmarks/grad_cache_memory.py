@@ -24,6 +24,7 @@ from rayembed.config.deepspeed import deepspeed_settings
 from rayembed.config.model import ModelConfig
 from rayembed.config.train import TrainConfig
 from rayembed.models.chunks import TokenBatch, pad_chunks
+from rayembed.models.dropout import use_quick_dropout
 from rayembed.models.embedder import Embedder
 from rayembed.training.batches import Batch
 from rayembed.training.engine import Engine
@@ -44,6 +45,7 @@ def start(queries: int) -> tuple[Engine, Objective, Batch]:
         vocab_size=VOCABULARY, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512
     )
     model = Embedder(BertModel(config, add_pooling_layer=False), pooling="mean", normalize=True).train()
+    use_quick_dropout(model)  # as training does
     setup = Experiment(
         output_dir="unused",
         model=ModelConfig(name_or_path="none"),
