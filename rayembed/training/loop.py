@@ -31,6 +31,7 @@ from rayembed.models.in_context import reader_of
 from rayembed.models.loading import prepare_for_training
 from rayembed.models.pairs import pair_layout
 from rayembed.models.probe import least_cosine, probe, write_probe
+from rayembed.models.shared_casts import share_casts
 from rayembed.models.trained import build_model, build_tokenizer, in_full, save_model
 from rayembed.tracking.metrics import MetricsLog
 from rayembed.tracking.progress import Progress
@@ -307,6 +308,7 @@ def trainable(experiment: Experiment) -> nn.Module:
     )
     if not config.torch_compile:  # which makes one kernel of dropout and what is around it
         use_quick_dropout(model)
+    share_casts(model)
     return model
 
 
