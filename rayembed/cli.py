@@ -34,11 +34,13 @@ class Job(NamedTuple):
         module: Has `run(experiment, *, overwrite=False) -> Path` and `plan(experiment) -> str`.
         help: What it does, on one line.
         sections: Sections of the experiment that it reads, its own first; "" is what is in no section.
+        needs_file: Whether it does nothing without an experiment file; else `run` and `plan` take None for it.
     """
 
     module: str
     help: str
     sections: tuple[str, ...]
+    needs_file: bool = True
 
 
 SHARED = ("", "model", "data", "encode", "ray")
@@ -72,10 +74,21 @@ JOBS = {
     "export": Job(
         "rayembed.jobs.export", "check the tuned model and write its card and other formats", ("export", *SHARED)
     ),
+    "tune": Job(
+        "rayembed.jobs.tune",
+        "try other values of settings, compare them on the dev split, and say which are best",
+        ("tune", "train", "mine", "search", "score", *FAMILIES, *SHARED),
+    ),
+    "doctor": Job(
+        "rayembed.jobs.doctor",
+        "look at machine, Ray, storage and models, and say what to do; the experiment file may be left out",
+        ("ray", "", "model", "data"),
+        needs_file=False,
+    ),
     "run": Job(
         "rayembed.jobs.run",
         "do the jobs whose sections the file has, in order, and write the report; skips what is done",
-        (*SHARED, *FAMILIES, "harvest", "mine", "search", "score", "train", "evaluate", "export"),
+        (*SHARED, *FAMILIES, "harvest", "mine", "search", "score", "tune", "train", "evaluate", "export"),
     ),
 }
 
@@ -130,36 +143,45 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         )
     if len(words.words) > 1:
         words.experiment = words.words[1]
-    elif not words.help:
+    elif not words.help and JOBS[words.job].needs_file:
         parser.error(f"no experiment file; write rayembed {words.job} EXPERIMENT.yaml")
     return words
 
 
 def _run(words: argparse.Namespace) -> int:
     from rayembed.config.loading import load
+    from rayembed.config.uris import PublicFormatter
 
     started = time.monotonic()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    if not sys.stderr.isatty():  # in a job's log Ray's colours are signs that nobody can read
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PublicFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("rayembed").setLevel(logging.INFO)
-    experiment = load(words.experiment, words.overrides)
+    experiment = None if words.experiment is None else load(words.experiment, words.overrides)
     module = importlib.import_module(JOBS[words.job].module)
     if words.dry_run:
         print(module.plan(experiment))
         return 0
     result = module.run(experiment, overwrite=words.overwrite)
-    print(f"rayembed {words.job}: done in {_duration(time.monotonic() - started)}: {result}")
+    took = _duration(time.monotonic() - started)
+    from rayembed.jobs.run_folder import shown
+
+    print(f"rayembed {words.job}: done in {took}: {shown(result)}")
     return 0
 
 
 def _report(error: Exception) -> int:
     from rayembed.config.loading import ConfigError
+    from rayembed.config.uris import public_text
 
     if os.environ.get(TRACEBACK) == "1":
-        traceback.print_exception(error)
+        print(public_text("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     cause = getattr(error, "cause", None)  # Ray's errors carry the worker's own, and its whole traceback as their text
-    message = str(cause if isinstance(cause, Exception) else error) or type(error).__name__
+    message = public_text(str(cause if isinstance(cause, Exception) else error)) or type(error).__name__
     hint = "" if isinstance(error, ConfigError) else f" ({TRACEBACK}=1 shows where)"
     print(f"rayembed: error: {message}{hint}", file=sys.stderr)
     return 2 if isinstance(error, ConfigError) else 1

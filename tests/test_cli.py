@@ -91,7 +91,8 @@ def test_overview_names_every_job_and_version_the_version(capsys: pytest.Capture
     shown = capsys.readouterr().out
     for name, job in JOBS.items():
         assert f"\n  {name:<10}{job.help.split(',')[0]}" in shown
-    made = ["harvest", "check", "mine", "score", "train", "evaluate", "encode", "split", "merge", "export", "run"]
+    made = ["harvest", "check", "mine", "score", "train", "evaluate", "encode", "split", "merge", "export"]
+    made += ["tune", "doctor", "run"]
     assert list(JOBS) == made
     assert exit_status("--version") == 0
     assert capsys.readouterr().out == f"rayembed {__version__}\n"

@@ -69,6 +69,10 @@ class DataConfig:
     evaluation_split: str = "test"
     """Which qrels/<split>.tsv of the evaluation folder is used."""
 
+    dev_split: str = "dev"
+    """Which qrels/<split>.tsv of the evaluation folder train.eval_steps evaluates on. Another one than
+    evaluation_split: who chooses by a split learns nothing from it about new queries."""
+
     train_group_size: int = Field(default=8, ge=1)
     """Passages a query in training: one positive and train_group_size - 1 negatives."""
 

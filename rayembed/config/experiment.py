@@ -13,10 +13,12 @@ from rayembed.config.families import IclConfig, LoraConfig, M3Config, RerankerCo
 from rayembed.config.jobs import EncodeConfig, EvaluateConfig, ExportConfig, HarvestConfig, MergeConfig, SplitConfig
 from rayembed.config.mine import MineConfig
 from rayembed.config.model import ModelConfig
+from rayembed.config.places import written_folder
 from rayembed.config.ray import RayConfig
 from rayembed.config.score import ScoreConfig
 from rayembed.config.search import SearchConfig
 from rayembed.config.train import TrainConfig
+from rayembed.config.tune import TuneConfig
 
 RERANKERS = ("reranker-encoder", "reranker-decoder")
 OF_FAMILIES = {  # sections, and the families that have them
@@ -33,11 +35,13 @@ class Experiment:
     """One experiment file. A job whose section is absent is not part of `rayembed run`."""
 
     output_dir: str
-    """Run folder: everything that the jobs write. A local path, or one that all machines of the cluster share."""
+    """Run folder: everything that the jobs write. A local path, one that all machines of the cluster share, or a URI of
+    any filesystem of pyarrow.fs (s3://bucket/folder, gs://...), without keys, of which every machine keeps a copy of
+    what it works on in RAYEMBED_SCRATCH (default: a folder in TMPDIR)."""
 
     cache_dir: str | None = None
     """Folder of what is made on the way (texts, vectors, tokens, rankings, teacher scores), kept by what each depends
-    on; experiments that name the same one share it. It may be deleted. null: OUTPUT_DIR/cache."""
+    on; experiments that name the same one share it. It may be deleted, and be a URI. null: OUTPUT_DIR/cache."""
 
     seed: int = Field(default=42, ge=0)
     """Everything random is drawn from this."""
@@ -87,6 +91,9 @@ class Experiment:
     export: ExportConfig | None = None
     """Model card, check and other formats. null: not run."""
 
+    tune: TuneConfig | None = None
+    """Sweep over settings. null: not run."""
+
     split: SplitConfig | None = None
     """Training rows by length, of the job `split`. null: its defaults. No part of `run`."""
 
@@ -96,15 +103,7 @@ class Experiment:
     @field_validator("output_dir", "cache_dir")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
-        """Workers have working directories of their own."""
-        if value is None:
-            return None
-        if "://" in value:
-            raise ValueError(
-                "must be a local path or a mounted one that all machines share, for now (data may be read from any "
-                "filesystem)"
-            )
-        return os.path.abspath(os.path.expanduser(value))
+        return None if value is None else written_folder(value)
 
     @model_validator(mode="after")
     def _together(self) -> Self:
@@ -121,6 +120,7 @@ class Experiment:
             self._check_workers(self.train)
             if self.train.fp16 and not self.ray.use_gpu:
                 raise ValueError("train.fp16 needs a GPU; set ray.use_gpu: true, or train.bf16: true instead")
+            self._check_evaluations(self.train)
         self._check_family()
         self._check_examples()
         if self.mine is not None:
@@ -161,6 +161,21 @@ class Experiment:
             raise ValueError(
                 f"{asked} with train.negatives_cross_device false would give queries more negatives on fewer workers; "
                 "set it to true, or ray.num_workers to one number"
+            )
+
+    def _check_evaluations(self, train: TrainConfig) -> None:
+        """Refuses evaluations during training that have nothing to evaluate on, or no vectors to do it by."""
+        if train.eval_steps is None:
+            return
+        if self.data.evaluation is None:
+            raise ValueError(
+                f"train.eval_steps is {train.eval_steps}, and data.evaluation is null; set it to a BEIR folder with "
+                f"qrels/{self.data.dev_split}.tsv, or train.eval_steps: null"
+            )
+        if self.trains_reranker():
+            raise ValueError(
+                f"train.eval_steps is {train.eval_steps}, and a {self.model.family} has no vectors to rank passages "
+                "by; evaluations during training are of embedders: set train.eval_steps: null"
             )
 
     def _check_family(self) -> None:

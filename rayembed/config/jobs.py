@@ -14,7 +14,7 @@ class HarvestConfig:
     """Builds a BEIR folder from the docstrings of installed Python packages: real data without a download."""
 
     output: str
-    """Folder that is written: corpus.jsonl, queries.jsonl, qrels/{train,dev,test}.tsv."""
+    """Folder that is written, local or a URI: corpus.jsonl, queries.jsonl, qrels/{train,dev,test}.tsv."""
 
     packages: list[str] = Field(default_factory=list)
     """Top-level packages to read. Empty: the standard library (named stdlib) and the

@@ -6,7 +6,7 @@ look like typing errors and are refused. It also reads 1e-5 as text, which the c
 
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from rayembed.config.schema import (
     settings,
     type_in_words,
 )
-from rayembed.config.uris import without_keys
+from rayembed.config.uris import public_text, without_keys_within
 
 __all__ = ["ConfigError", "describe", "dump", "load", "nearest"]
 
@@ -77,15 +77,24 @@ def load(path: str, overrides: Sequence[str] = ()) -> Experiment:
     """
     document = _read(path)
     given = [_apply(document, override) for override in overrides]
-    for key, schema in settings().items():
-        section, _, name = key.rpartition(".")
-        holder = document.get(section) if section else document
-        if is_list_of_texts(schema) and isinstance(holder, dict) and isinstance(holder.get(name), str):
-            holder[name] = [holder[name]]
-    try:
-        return ADAPTER.validate_python(document)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_problems(error.errors(), path, given))) from None
+    return _validated(document, path, given)
+
+
+def with_values(experiment: Experiment, values: Mapping[str, Any], *, where: str) -> Experiment:
+    """The experiment with other values of some settings, checked as `load` checks a file.
+
+    Args:
+        experiment: stays as it is.
+        values: by dotted keys. A key of a section that is off turns it on, with its defaults.
+        where: what the values come from, for errors.
+
+    Raises:
+        ConfigError: a key is unknown, or a value is refused, by itself or beside the others.
+    """
+    document = ADAPTER.dump_python(experiment)
+    for key, value in values.items():
+        _put(document, key, value, f"{where}: {key}")
+    return _validated(document, where, [])
 
 
 def dump(experiment: Experiment) -> str:
@@ -94,7 +103,7 @@ def dump(experiment: Experiment) -> str:
     Keys in URIs (s3://KEY:SECRET@bucket/...) are left out: what is loaded names the same data, and needs the keys from
     the environment or put back by hand.
     """
-    document = _without_keys(ADAPTER.dump_python(experiment, mode="json"))
+    document = without_keys_within(ADAPTER.dump_python(experiment, mode="json"))
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -119,12 +128,16 @@ def nearest(key: str) -> str | None:
     return best if likeness(best) >= LEAST_LIKENESS else None
 
 
-def _without_keys(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _without_keys(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_keys(item) for item in value]
-    return without_keys(value) if isinstance(value, str) else value
+def _validated(document: dict[str, Any], path: str, given: Sequence[str]) -> Experiment:
+    for key, schema in settings().items():
+        section, _, name = key.rpartition(".")
+        holder = document.get(section) if section else document
+        if is_list_of_texts(schema) and isinstance(holder, dict) and isinstance(holder.get(name), str):
+            holder[name] = [holder[name]]
+    try:
+        return ADAPTER.validate_python(document)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_problems(error.errors(), path, given))) from None
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -196,6 +209,12 @@ def _apply(document: dict[str, Any], override: str) -> str:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"{COMMAND_LINE}: {override}: value is not YAML; quote text: {key}='\"...\"'") from None
+    _put(document, key, value, f"{COMMAND_LINE}: {override}")
+    return key
+
+
+def _put(document: dict[str, Any], key: str, value: Any, what: str) -> None:  # noqa: ANN401 - whatever YAML may hold
+    """Sets a dotted key; `what` begins the error where something on the way has no keys."""
     holder, way = document, key.split(".")
     for depth, name in enumerate(way[:-1], start=1):
         if holder.get(name) is None:
@@ -203,15 +222,13 @@ def _apply(document: dict[str, Any], override: str) -> str:
         if not isinstance(holder[name], dict):
             whole = ".".join(way[:depth])
             raise ConfigError(
-                f"{COMMAND_LINE}: {override}: {whole} is {_shown(holder[name])}, which has no keys; "
-                f"give the whole value: {whole}=..."
+                f"{what}: {whole} is {_shown(holder[name])}, which has no keys; give the whole value: {whole}=..."
             )
         holder[name] = dict(holder[name])  # a YAML alias may share it with another section
         holder = holder[name]
     old = holder.get(way[-1])
     merged = key in sections() and isinstance(old, dict) and isinstance(value, dict)
     holder[way[-1]] = {**old, **value} if merged and old else value
-    return key
 
 
 def _problems(errors: list[ErrorDetails], path: str, given: Sequence[str]) -> Iterator[str]:
@@ -268,5 +285,5 @@ def _line(error: ErrorDetails, key: str, schema: Schema | None) -> str:
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = public_text(json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,11 +1,39 @@
 """Settings of the cluster's resources."""
 
+import re
 from typing import Annotated
 
 from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from rayembed.config.base import STRICT
+from rayembed.config.uris import public_name
+
+AUTO, LOCAL = "auto", "local"
+_HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+):\d{1,5}")
+
+
+def check_address(address: str) -> None:
+    """Refuses an address that no job can run at, whether the experiment or RAY_ADDRESS says it.
+
+    Raises:
+        ValueError: says what to write.
+    """
+    if address in (AUTO, LOCAL) or _HOST_AND_PORT.fullmatch(address):
+        return
+    if address.startswith("ray://"):
+        reason = (
+            "is of Ray Client, whose driver is outside the cluster; Ray Train ends a run whose driver it cannot watch, "
+            "and files would lie on another machine: "
+        )
+    elif "://" in address:
+        reason = "is of the dashboard, which `ray job submit --address` takes: "
+    else:
+        reason = "is none: "
+    raise ValueError(
+        f"{public_name(address)!r} {reason}submit the command (ray job submit --address http://HEAD:8265 -- rayembed "
+        f"...), run it on the head node with {AUTO}, or give {LOCAL} or HOST:PORT (6379 by default)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -13,7 +41,9 @@ class RayConfig:
     """Where the workers run and what each gets."""
 
     address: str | None = None
-    """Ray cluster: auto, or host:port. null: the cluster of `ray job submit` if there is one, else a local Ray."""
+    """Ray cluster: host:port of its head, auto (RAY_ADDRESS, else one that runs on this machine), or local (a Ray of
+    this machine for the length of the command, whatever RAY_ADDRESS says). null: the cluster of `ray job submit` or of
+    RAY_ADDRESS if there is one, else local."""
 
     num_workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = 1
     """Training workers, and actors of every pass over texts. [1, 4]: as many as the cluster has room for, at least 1
@@ -37,6 +67,13 @@ class RayConfig:
 
     timeout_s: int = Field(default=300, ge=10)
     """Seconds until a collective between workers that does not answer is an error."""
+
+    @field_validator("address")
+    @classmethod
+    def _reachable(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_address(value)
+        return value
 
     @field_validator("num_workers")
     @classmethod

@@ -147,8 +147,31 @@ class TrainConfig:
     """Checkpoints kept: the last ones; with save_best, the best ones."""
 
     save_best: bool = False
-    """Keep the save_total_limit checkpoints with the lowest mean loss since the one before each, and the last one. It
-    does not decide what OUTPUT_DIR/model is: that is the end of training."""
+    """Keep the save_total_limit checkpoints with the lowest mean loss since the one before each, and the last one; with
+    eval_steps those with the highest metric_for_best_model, and one is made at each evaluation that is the best so far.
+    It does not decide what OUTPUT_DIR/model is: that is the end of training, or as load_best_model_at_end says."""
+
+    eval_steps: int | None = Field(default=None, ge=1)
+    """Steps between evaluations on data.dev_split, besides that of the base model and that after the last step; the
+    training workers do them between steps, and weights stay what they would be without. null: none."""
+
+    eval_passages: int | None = Field(default=None, ge=1)
+    """Passages of these evaluations: those that are judged for their queries, and others drawn with the seed up to this
+    number; the figures are then higher than on all. null: the whole corpus of data.evaluation."""
+
+    eval_queries: int | None = Field(default=None, ge=1)
+    """Most queries of these evaluations, drawn with the seed. null: all of the split."""
+
+    metric_for_best_model: str = Field(default="ndcg@10", pattern=r"^(ndcg|map|recall|precision|mrr)@[1-9]\d*$")
+    """Which figure of these evaluations says what is best; the highest is."""
+
+    early_stopping_patience: int | None = Field(default=None, ge=1)
+    """Training ends after so many evaluations in succession without a better figure than the best before, the base
+    model's included. null: it goes on."""
+
+    load_best_model_at_end: bool = False
+    """OUTPUT_DIR/model is the model of the best evaluation, and not that of the last step; the base model itself where
+    no step was better. A checkpoint is made at each evaluation that is the best so far."""
 
     logging_steps: int = Field(default=10, ge=1)
     """Steps between progress lines. metrics.jsonl has every step."""
@@ -166,4 +189,26 @@ class TrainConfig:
             raise ValueError(
                 "train.sub_batch_size and train.tokens_per_chunk both say how large a chunk is; set one to null"
             )
+        asked = {
+            "eval_passages": self.eval_passages,
+            "eval_queries": self.eval_queries,
+            "early_stopping_patience": self.early_stopping_patience,
+            "load_best_model_at_end": self.load_best_model_at_end or None,
+        }
+        found = [name for name, value in asked.items() if value is not None]
+        if found and self.eval_steps is None:
+            raise ValueError(
+                f"train.{found[0]} is of evaluations during training, and train.eval_steps is null; set eval_steps to "
+                "the steps between them"
+            )
         return self
+
+    @property
+    def keeps_by_metric(self) -> bool:
+        """Whether checkpoints are made and kept by what evaluations say of them."""
+        return self.eval_steps is not None and (self.save_best or self.load_best_model_at_end)
+
+    @property
+    def evaluations_decide(self) -> bool:
+        """Whether the model that is written depends on the evaluations."""
+        return self.load_best_model_at_end or self.early_stopping_patience is not None

@@ -24,6 +24,7 @@ from typing import Any
 from rayembed.config.jobs import HarvestConfig
 from rayembed.data.docstring_pairs import Pair, make_pair
 from rayembed.data.docstring_sources import find_packages, package_versions, read_docstrings
+from rayembed.data.mirror import remove
 from rayembed.data.storage import publish_folder, working_folder
 
 SPLITS = ("train", "dev", "test")
@@ -202,7 +203,7 @@ def _write(final: Path, pairs: Sequence[Pair], splits: dict[str, str], stats: di
         _write_lines(folder / "qrels" / f"{split}.tsv", ("query-id\tcorpus-id\tscore", *rows))
     (folder / STATS_FILE).write_text(json.dumps(stats, indent=2) + "\n", encoding="utf-8")
     if final.exists():
-        shutil.rmtree(final)  # only now, so that a harvest that fails leaves the old one
+        remove(final)  # only now, so that a harvest that fails leaves the old one
     publish_folder(final)
 
 

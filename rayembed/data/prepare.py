@@ -5,7 +5,6 @@ matter), and holds the report of the reading, so that reuse tells the same warni
 """
 
 import logging
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ import pyarrow as pa
 from rayembed.config import Experiment
 from rayembed.config.data import DataConfig
 from rayembed.config.uris import public_name
-from rayembed.data import beir
+from rayembed.data import beir, mirror
+from rayembed.data.copies import shown
 from rayembed.data.names import dataset_names, note_absent_positives, source_names, with_ids_of
 from rayembed.data.passages import Parse, parse_passage, parse_query, read_texts, renamed, unique
 from rayembed.data.problems import Problem, Report
@@ -330,7 +330,7 @@ def _cached(
     """
     folder = cache / f"{kind}-{fingerprint([VERSION, key, rows_per_part])}"
     if (folder / "store.json").exists() and not report.took(folder.name) and _report_of(folder).errors.total:
-        shutil.rmtree(folder)
+        mirror.remove(folder)
     if not (folder / "store.json").exists():
         own = Report()
         writer = StoreWriter(folder, schema, rows_per_part)
@@ -338,7 +338,7 @@ def _cached(
             writer.add(row)
         write_atomic(writer.working / "report.json", own.to_json())
         store = writer.finish()
-        logger.info("%s: %d rows in %d parts", folder, store.num_rows, len(store.parts))
+        logger.info("%s: %d rows in %d parts", shown(folder), store.num_rows, len(store.parts))
     report.merge(_report_of(folder), folder.name)
     return Store.open(folder)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rayembed.data.mirror import here
 from rayembed.data.storage import save_npy
 from rayembed.data.store import Int64s, Store, hash_texts
 
@@ -34,7 +35,7 @@ def rows_of_ids(store: Store, column: str, folder: Path, ids: Sequence[str]) -> 
         rows = store.find_ids(ids)
         at = np.flatnonzero(rows >= 0)
         return at, rows[at]
-    hashes, row_of = (np.load(folder / name, mmap_mode="r") for name in (HASHES, ROWS))
+    hashes, row_of = (np.load(here(folder / name), mmap_mode="r") for name in (HASHES, ROWS))
     wanted = hash_texts(ids)
     first = np.searchsorted(hashes, wanted, side="left")
     counts = np.searchsorted(hashes, wanted, side="right") - first

@@ -1,5 +1,7 @@
 """Paths on any filesystem of pyarrow.fs, and local files and folders that exist only when they are whole.
 
+Of a run folder on an object store, what gets its name here is there as well (rayembed/data/mirror.py).
+
 A path is local (absolute or relative) or a URI (`s3://bucket/key`, `gs://...`, `file:///...`), with options after `?`
 as pyarrow.fs takes them. In URIs only `*` and `**` are wildcards, because `?` begins the options.
 """
@@ -22,6 +24,8 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from rayembed.config.uris import public_name, split_options
+from rayembed.data import mirror
+from rayembed.data.copies import is_mirrored, shown, with_names
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 READ_BYTES = 4 << 20  # a request to an object store costs tens of milliseconds, however little it fetches
@@ -36,6 +40,8 @@ def expand(path: str) -> list[str]:
     Raises:
         FileNotFoundError: nothing matches.
     """
+    if "://" not in path and is_mirrored(path):
+        mirror.folder_here(Path(path), recursive=False)
     info = _info(path)
     if info.type == fs.FileType.File:
         return [path]
@@ -82,12 +88,12 @@ def join(folder: str, name: str) -> str:
 
 def identity(path: str) -> str:
     """The same text for every way to write a path; keys of a URI have no part in it."""
-    return public_name(path) if "://" in path else os.path.abspath(os.path.expanduser(path))
+    return public_name(path) if "://" in path else shown(os.path.abspath(os.path.expanduser(path)))
 
 
 def fingerprint(value: object) -> str:
-    """16 hex digits that stand for a JSON value; the order of keys does not matter."""
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    """16 hex digits that stand for a JSON value; the order of keys does not matter, nor where copies of a store lie."""
+    canonical = with_names(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
@@ -116,6 +122,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     working = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
         yield working
+        mirror.send(path, working)
         working.replace(path)
     finally:
         working.unlink(missing_ok=True)
@@ -134,6 +141,7 @@ def publish_folder(final: Path) -> None:
     """
     if final.exists():
         raise FileExistsError(f"{final} exists already; remove it, or use --overwrite, to write it again")
+    mirror.publish(working_folder(final), final)
     os.rename(working_folder(final), final)
 
 
@@ -161,7 +169,7 @@ def _locate(path: str) -> tuple[fs.FileSystem, str]:
     if "://" in path:
         filesystem, inner = fs.FileSystem.from_uri(path)
         return filesystem, inner
-    return fs.LocalFileSystem(), identity(path)
+    return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
 
 
 def _info(path: str) -> fs.FileInfo:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from rayembed.data.mirror import here
 from rayembed.data.storage import publish_folder, working_folder, write_atomic
 
 T = TypeVar("T")
@@ -76,13 +77,13 @@ class Store:
         Raises:
             FileNotFoundError: there is no store, or it was not finished.
         """
-        path = folder / "store.json"
+        path = here(folder / "store.json")
         if not path.exists():
             raise FileNotFoundError(
                 f"{folder} holds no finished store (no store.json); run the job that writes it again"
             )
         value = json.loads(path.read_bytes())
-        schema = pa.ipc.read_schema(pa.py_buffer((folder / "schema.arrow").read_bytes()))
+        schema = pa.ipc.read_schema(pa.py_buffer(here(folder / "schema.arrow").read_bytes()))
         return cls(folder, value["fingerprint"], tuple(_parts(value["parts"])), schema)
 
     @property
@@ -100,7 +101,7 @@ class Store:
         options = None
         if columns is not None:
             options = pa.ipc.IpcReadOptions(included_fields=[self.schema.get_field_index(name) for name in columns])
-        with pa.memory_map(str(self.folder / self.parts[i].name)) as file:
+        with pa.memory_map(str(here(self.folder / self.parts[i].name))) as file:
             return pa.ipc.open_file(file, options=options).read_all()
 
     def iter_parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -162,7 +163,7 @@ class Store:
     @cached_property
     def _index(self) -> tuple[Hashes, Int64s]:
         names = ("id_hashes.npy", "id_rows.npy")
-        hashes, rows = (np.load(self.folder / name, mmap_mode="r") for name in names)
+        hashes, rows = (np.load(here(self.folder / name), mmap_mode="r") for name in names)
         return hashes, rows
 
 

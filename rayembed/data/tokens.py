@@ -1,11 +1,13 @@
 """Training rows as token ids on disk, memory-mapped: tokenised once, ahead of training and outside its processes.
 
 A part of the row store becomes two Arrow files: `texts-*.arrow` (each different text of the part once) and
-`rows-*.arrow` (which texts are a row's query, positives and negatives, and the teacher's scores).
+`rows-*.arrow` (which texts are a row's query, positives and negatives, and the teacher's scores). Texts that are only
+encoded (a dev split) are one file a part, with their ids.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayembed.config.model import ModelConfig
+from rayembed.data.mirror import all_here, folder_here, here
 from rayembed.data.prompts import ALIKE, passage_of_row, query_of_row
 from rayembed.data.storage import whole_file
 
@@ -27,6 +30,7 @@ ROWS = pa.schema(
         ("neg_scores", pa.list_(pa.float64())),
     ]
 )
+TEXTS_WITH_IDS = pa.schema([("id", pa.string()), *TEXTS])
 Tokenize = Callable[[Sequence[str], int], list[list[int]]]
 
 
@@ -101,6 +105,34 @@ def _write(table: pa.Table, path: Path) -> None:
         file.write_table(flat, max_chunksize=max(1, len(table)))  # one record batch: flat offsets
 
 
+def write_texts(ids: Sequence[str], tokens: Sequence[Sequence[int]], folder: Path, part: str) -> dict[str, int]:
+    """Writes texts with their ids, which `TextTokens` reads; parts are read in the order of their names."""
+    lists = pa.array(tokens, pa.list_(pa.int32()))
+    _write(pa.table({"id": list(ids), "tokens": lists}, schema=TEXTS_WITH_IDS), folder / f"texts-{part}.arrow")
+    return {"texts": len(tokens), "tokens": sum(map(len, tokens))}
+
+
+class TextTokens:
+    """What `write_texts` wrote into a folder, memory-mapped."""
+
+    def __init__(self, folder: Path) -> None:
+        self._table = pa.concat_tables([_read(path) for path in sorted(folder_here(folder).glob("texts-*.arrow"))])
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def block(self, first: int, last: int) -> list[NDArray[np.int32]]:
+        """Token ids of texts `first` to `last` - 1."""
+        lists = self._table.column("tokens").slice(first, last - first).combine_chunks()
+        offsets, values = lists.offsets.to_numpy(), lists.values.to_numpy()
+        return [values[start:end] for start, end in pairwise(offsets)]
+
+    def ids(self, rows: NDArray[np.int64]) -> NDArray[np.object_]:
+        """Ids by the numbers of texts, in their shape."""
+        found = self._table.column("id").take(pa.array(rows.ravel())).to_pylist()
+        return np.array(found, np.object_).reshape(rows.shape)
+
+
 @dataclass(frozen=True)
 class TokenRow:
     """One training row as token ids."""
@@ -165,13 +197,14 @@ class _Lists:
 
 
 def _read(path: Path) -> pa.Table:
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    return pa.ipc.open_file(pa.memory_map(str(here(path)))).read_all()
 
 
 class TokenStore:
     """The token files of all parts; rows are numbered as in the row store they were made of."""
 
     def __init__(self, folder: Path, parts: Sequence[str]) -> None:
+        all_here(folder / f"{kind}-{part}.arrow" for part in parts for kind in ("texts", "rows"))
         self._parts = [_Part(folder, part) for part in parts]
         self._starts = np.cumsum([0, *(part.num_rows for part in self._parts)])
 

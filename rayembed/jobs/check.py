@@ -4,7 +4,6 @@ Every other job makes the same reading before it starts a worker; it is cached, 
 """
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,14 @@ from rayembed.data.storage import write_atomic
 from rayembed.data.store import Store
 from rayembed.data.tasks import OF_OWN_KIND
 from rayembed.jobs.check_tasks import task_notes
+from rayembed.jobs.connection import on_this_machine
+from rayembed.jobs.dev_split import dev_split, notes
 from rayembed.jobs.evaluate_tasks import read_tasks
 from rayembed.jobs.inputs import check_rows, planned_batches
 from rayembed.jobs.mine import check_window
 from rayembed.jobs.passed_through import in_words, passed_through
 from rayembed.jobs.rerank import base_of, check_rerankers, check_retriever
+from rayembed.jobs.run_folder import in_run_folder
 from rayembed.jobs.teacher import check_teacher
 from rayembed.jobs.tokenize import longest_texts
 from rayembed.jobs.train import check_model
@@ -41,6 +43,7 @@ PLURALS = {"query": "queries", "passage": "passages"}
 SAMPLE = 2000  # texts whose tokens are counted; a corpus of millions is not tokenised for a warning
 
 
+@in_run_folder
 def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     """Checks data and model.
 
@@ -85,6 +88,8 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
         check_rows(experiment, prepared.rows, coming=coming)
         check_model(experiment)
         lines += _left_out(experiment, prepared.rows)
+        dev = dev_split(experiment)
+        lines += [] if dev is None else [f"dev split: {dev.words}", *notes(experiment, dev, prepared.rows)]
     summary = "\n".join(line for line in lines if line)
     for line in summary.splitlines():
         logger.info("check: %s", line)
@@ -113,9 +118,8 @@ def _check_sections(experiment: Experiment) -> None:
             "the experiment has a section evaluate; set data.evaluation to a BEIR folder, or evaluate.tasks, or remove "
             "the section"
         )
-    on_this_machine = experiment.ray.address is None and "RAY_ADDRESS" not in os.environ
     workers = experiment.ray.fewest_workers
-    if experiment.ray.use_gpu and on_this_machine and torch.cuda.device_count() < workers:
+    if experiment.ray.use_gpu and on_this_machine(experiment.ray) and torch.cuda.device_count() < workers:
         raise ValueError(
             f"ray.use_gpu with ray.num_workers {workers} needs as many GPUs; this machine has "
             f"{torch.cuda.device_count()}. Set ray.use_gpu: false, lower ray.num_workers, or give ray.address"
@@ -139,6 +143,7 @@ def _limits(experiment: Experiment) -> dict[str, int]:
     return limits
 
 
+@in_run_folder
 def plan(experiment: Experiment) -> str:
     """What `run` would do."""
     sources = [*experiment.data.train, *experiment.data.corpus, *filter(None, [experiment.data.evaluation])]

@@ -16,19 +16,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray.train
 import ray.train.collective
 import torch.distributed as dist
 
 from rayembed.config.train import TrainConfig
+from rayembed.data import mirror
+from rayembed.data.copies import shown
+from rayembed.jobs.trained_copy import persisted
 
 if TYPE_CHECKING:
     from rayembed.training.engine import Engine
 
 logger = logging.getLogger(__name__)
 LOSS = "loss"  # of a checkpoint: the mean over the steps since the one before it
+SCORE = "score"  # of a checkpoint, where they are kept by the figures of evaluations
+NOT_EVALUATED = -1.0
+LATER = 1e-15  # off a score for each step: Ray keeps the last of equal ones, and the first is the best
 PREFIX = "rayembed-checkpoint-"
 LONGEST_S = 3600.0  # of sending one checkpoint; then the storage counts as gone
 YOUNG_S = 60.0  # a folder may be there a moment before it is locked
@@ -41,15 +47,19 @@ class CheckpointError(RuntimeError):
 class Checkpoints:
     """What one worker saves; used as `with checkpoints.all_sent():` around the training."""
 
-    def __init__(self, storage: Path, *, timeout_s: float) -> None:
+    def __init__(
+        self, storage: Path, *, timeout_s: float, metric: str | None = None, resumed_from: str | None = None
+    ) -> None:
         """Removes what killed workers of this machine left of theirs.
 
         Args:
             storage: where they are kept, for messages.
             timeout_s: seconds that a worker which stops waits for those of the others.
+            metric: by which they are kept. None: by something else.
+            resumed_from: name of the checkpoint that this run goes on with. None: of none.
         """
-        self._storage, self._timeout_s = storage, timeout_s
-        self._step = 0
+        self._storage, self._timeout_s, self._metric = shown(storage), timeout_s, metric
+        self._step, self._name, self._told = 0, resumed_from, False
         self._error: CheckpointError | None = None
         self._sent = threading.Event()
         self._sent.set()
@@ -57,13 +67,16 @@ class Checkpoints:
         self._lock = -1
         _remove_left()
 
-    def save(self, engine: "Engine", state: dict[str, int], loss: float) -> None:
+    def save(
+        self, engine: "Engine", state: dict[str, Any], loss: float, figures: dict[str, float] | None = None
+    ) -> None:
         """Writes a checkpoint, and goes on while it is sent; waits before for the one that was on its way.
 
         Args:
             engine: all workers call this at the same step.
-            state: {"step": steps done}
+            state: {"step": steps done}, and what else is to be found there.
             loss: the mean over the steps since the last checkpoint, or since the start of this worker.
+            figures: of an evaluation of this step. None: it has none.
 
         Raises:
             CheckpointError: the disk is full, the storage does not answer, or a file could not be written; of this
@@ -84,11 +97,15 @@ class Checkpoints:
                 raise  # another worker is gone: gloo tells of it by a RuntimeError that names its own files
             raise self._failed(error) from error
         self._sent.clear()
+        name = f"step-{self._step:08d}"
+        if name == self._name:  # saved before its evaluation, as a machine was about to go
+            name += "-evaluated"
+        self._name = name
         try:
             ray.train.report(
-                {"step": self._step, LOSS: loss},
+                {"step": self._step, LOSS: loss, **self._score(figures), **(figures or {})},
                 checkpoint=ray.train.Checkpoint.from_directory(self._folder.name),
-                checkpoint_dir_name=f"step-{self._step:08d}",
+                checkpoint_dir_name=name,
                 checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
                 delete_local_checkpoint_after_upload=False,  # Ray would leave it where sending fails
                 checkpoint_upload_fn=self._send,
@@ -96,6 +113,44 @@ class Checkpoints:
         except BaseException:
             self._sent.set()  # nobody will send it
             raise
+
+    def _score(self, figures: dict[str, float] | None) -> dict[str, float]:
+        if self._metric is None:
+            return {}
+        return {SCORE: NOT_EVALUATED if figures is None else figures[self._metric] - LATER * self._step}
+
+    def tell(self, figures: dict[str, float]) -> None:
+        """Tells Ray, and a sweep that runs this training, of an evaluation without a checkpoint.
+
+        Args:
+            figures: with `step`; all workers call this at the same step.
+        """
+        ray.train.report(figures)
+        self._told = True
+
+    @contextmanager
+    def of_evaluation(self, step: int) -> Iterator[Path]:
+        """The folder of the checkpoint that was made of the evaluation of a step; all workers open it.
+
+        Raises:
+            CheckpointError: it is not kept any more.
+        """
+        self._wait(LONGEST_S)
+        reported = ray.train.get_all_reported_checkpoints(
+            consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED, timeout_s=self._timeout_s
+        )
+        found = [
+            one.checkpoint
+            for one in reported
+            if one.metrics["step"] == step and one.metrics.get(SCORE, NOT_EVALUATED) != NOT_EVALUATED
+        ]
+        if not found:
+            raise CheckpointError(
+                f"the checkpoint of step {step}, the best evaluation's, is not in {self._storage}; run the same "
+                "command again with train.load_best_model_at_end: false and --overwrite, or restore it"
+            )
+        with found[-1].as_directory() as folder:
+            yield Path(folder)
 
     @contextmanager
     def all_sent(self) -> Iterator[None]:
@@ -114,7 +169,7 @@ class Checkpoints:
         self._counted(LONGEST_S)
 
     def _counted(self, seconds: float) -> None:
-        saved = self._step > 0
+        saved = self._step > 0 or self._told
         self._wait(seconds)
         if saved:  # by the process that starts the workers: until then the part of another one may be missing
             ray.train.get_all_reported_checkpoints(
@@ -132,7 +187,7 @@ class Checkpoints:
         """In Ray's thread, whose errors end the run."""
         try:
             storage = ray.train.get_context().get_storage()
-            there: ray.train.Checkpoint = storage.persist_current_checkpoint(checkpoint, name)
+            there: ray.train.Checkpoint = persisted(lambda: storage.persist_current_checkpoint(checkpoint, name))
         except Exception as error:  # of any filesystem
             self._error = self._failed(error)
             raise self._error from error
@@ -191,7 +246,7 @@ def remove_uncounted(folder: Path) -> None:
     Args:
         folder: of the checkpoints; no worker is at work.
     """
-    state = folder / "checkpoint_manager_snapshot.json"
+    state = mirror.here(folder / "checkpoint_manager_snapshot.json")
     counted = set[str]()
     if state.is_file():
         found = json.loads(state.read_text())
@@ -199,12 +254,16 @@ def remove_uncounted(folder: Path) -> None:
         counted = {result["checkpoint_dir_name"] for result in results if result is not None}
     for path in folder.glob("step-*"):
         if path.is_dir() and path.name not in counted:
-            logger.info("train: %s is removed: not all workers had sent their part of it", path)
-            shutil.rmtree(path)
+            logger.info("train: %s is removed: not all workers had sent their part of it", shown(path))
+            mirror.remove(path)
 
 
 def kept(train: TrainConfig) -> ray.train.CheckpointConfig:
     """Which checkpoints Ray keeps; the last one always."""
+    if train.keeps_by_metric:
+        return ray.train.CheckpointConfig(
+            num_to_keep=train.save_total_limit, checkpoint_score_attribute=SCORE, checkpoint_score_order="max"
+        )
     if not train.save_best:
         return ray.train.CheckpointConfig(num_to_keep=train.save_total_limit)
     return ray.train.CheckpointConfig(
@@ -212,16 +271,28 @@ def kept(train: TrainConfig) -> ray.train.CheckpointConfig:
     )
 
 
-def best_in_words(result: ray.train.Result, train_folder: Path) -> str:
-    """Which of the checkpoints that were kept has the lowest loss.
+def best_in_words(result: ray.train.Result, train_folder: Path, metric: str | None = None) -> str:
+    """Which of the checkpoints that were kept is the best.
 
     Args:
         result: of the training.
         train_folder: where they lie when the job is done.
+        metric: by which they were kept. None: by the loss.
     """
+    if metric is not None:
+        return _best_by_metric(result, train_folder, metric)
     found = [(metrics[LOSS], checkpoint) for checkpoint, metrics in result.best_checkpoints or [] if LOSS in metrics]
     if not found:
         return "train: no checkpoint was due, so that none is the best; lower train.save_steps"
     loss, checkpoint = min(found, key=lambda one: one[0])
     folder = Path(train_folder) / "checkpoints" / Path(checkpoint.path).name
-    return f"train: the best checkpoint has the mean loss {loss:.4f} since the one before it: {folder}"
+    return f"train: the best checkpoint has the mean loss {loss:.4f} since the one before it: {shown(folder)}"
+
+
+def _best_by_metric(result: ray.train.Result, train_folder: Path, metric: str) -> str:
+    found = [(one[metric], one[SCORE], kept) for kept, one in result.best_checkpoints or [] if metric in one]
+    if not found:
+        return "train: no evaluation was better than that of the base model, and none has a checkpoint"
+    figure, _, checkpoint = max(found, key=lambda one: one[1])
+    folder = Path(train_folder) / "checkpoints" / Path(checkpoint.path).name
+    return f"train: the best checkpoint has the {metric} {figure:.4f} on the dev split: {shown(folder)}"

@@ -6,7 +6,6 @@ are gathered from the runs. A worker holds one run, or the parts of one unit: 25
 
 import json
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby, pairwise
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from rayembed.config import Experiment
 from rayembed.config.uris import public_name
+from rayembed.data import mirror
 from rayembed.data.embeddings import (
     NPY_IN_ORDER,
     EmbeddingFile,
@@ -30,7 +30,7 @@ from rayembed.data.embeddings import (
     read_rows,
 )
 from rayembed.data.row_ids import rows_of_ids, write_index
-from rayembed.data.storage import fingerprint, identity, stamp, write_atomic
+from rayembed.data.storage import fingerprint, identity, save_npy, stamp, whole_file, write_atomic
 from rayembed.data.store import Int64s, Store
 from rayembed.jobs.miner import miner
 from rayembed.jobs.units import Unit, Work, run_units
@@ -114,7 +114,7 @@ def given_vectors(
         write_atomic(folder / "depends_on.json", json.dumps(depends_on, indent=1).encode())
         summary = _gather(experiment, store, files, folder, normalize, id_of)
         write_atomic(folder / SUMMARY, json.dumps(summary, indent=1).encode())
-    shutil.rmtree(folder / RUNS, ignore_errors=True)
+    mirror.remove(folder / RUNS)
     _judge(json.loads((folder / SUMMARY).read_text()), store, setting)
     return Vectors(folder, store)
 
@@ -279,8 +279,9 @@ class SortWorker:
             if len(rows):
                 run = f"{name}-{len(counts['runs']):03d}"
                 order = np.argsort(rows, kind="stable")
-                np.save(folder / f"{run}.rows.npy", rows[order])
-                _save_rows(folder / f"{run}.vectors.npy", held, at[order])
+                save_npy(folder / f"{run}.rows.npy", rows[order])
+                with whole_file(folder / f"{run}.vectors.npy") as working:
+                    _save_rows(working, held, at[order])
                 counts["runs"].append([run, int(rows.min()), int(rows.max())])
             ids.clear()
 
@@ -325,10 +326,10 @@ class GatherWorker:
         for run, lowest, highest in self._runs:
             if highest < start or lowest >= stop:
                 continue
-            rows = np.load(folder / RUNS / f"{run}.rows.npy", mmap_mode="r")
+            rows = np.load(mirror.here(folder / RUNS / f"{run}.rows.npy"), mmap_mode="r")
             low, high = np.searchsorted(rows, [start, stop])
             here = rows[low:high] - start
-            vectors[here] = np.load(folder / RUNS / f"{run}.vectors.npy", mmap_mode="r")[low:high]
+            vectors[here] = np.load(mirror.here(folder / RUNS / f"{run}.vectors.npy"), mmap_mode="r")[low:high]
             np.add.at(times, here, 1)
         counts: dict[str, Any] = {}
         for kind, wrong in (("missing", times == 0), ("repeated", times > 1)):

@@ -6,7 +6,6 @@ in the numbers of encode.output_dtype.
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -19,11 +18,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayembed.config import Experiment
+from rayembed.data.copies import shown
 from rayembed.data.embeddings import unit_length
+from rayembed.data.mirror import folder_here, here, remove
 from rayembed.data.prepare import Prepared, prepare
 from rayembed.data.storage import save_npy, whole_file, write_atomic
 from rayembed.data.store import Store
 from rayembed.jobs.folders import Reads, state, written_once
+from rayembed.jobs.run_folder import in_run_folder
 from rayembed.jobs.session import ray_session
 from rayembed.jobs.units import Unit, Work, run_units
 from rayembed.jobs.vector_files import Vectors, part_name, rows_of_parts
@@ -44,6 +46,7 @@ Numbers = NDArray[Any]
 logger = logging.getLogger(__name__)
 
 
+@in_run_folder
 def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     """Encodes with encode.model, else with the tuned model where there is one, else with the base model.
 
@@ -62,7 +65,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     dimension = _dimension(experiment)
 
     def write(folder: Path) -> None:
-        with ray_session(experiment.ray):
+        with ray_session(experiment):
             _write(experiment, _stores(prepared), dimension, folder)
 
     final = Path(experiment.output_dir) / "encode"
@@ -71,6 +74,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     return written_once(final, reads, write, overwrite=overwrite, experiment=experiment, layout=layout)
 
 
+@in_run_folder
 def plan(experiment: Experiment) -> str:
     """What `run` would do."""
     prepared = _data(experiment)
@@ -101,7 +105,7 @@ def _stores(prepared: Prepared) -> dict[str, Store]:
 
 def _model(experiment: Experiment) -> str:
     tuned = Path(experiment.output_dir) / "model"
-    return experiment.encode.model or (str(tuned) if tuned.is_dir() else experiment.model.name_or_path)
+    return experiment.encode.model or (str(folder_here(tuned)) if tuned.is_dir() else experiment.model.name_or_path)
 
 
 def _dimension(experiment: Experiment) -> int:
@@ -136,7 +140,7 @@ def _write(experiment: Experiment, stores: Mapping[str, Store], dimension: int, 
         write_atomic(folder / RANGES, json.dumps(ranges).encode())
     sides = {FOLDERS[side]: _write_side(experiment, own, form, folder / FOLDERS[side]) for side, own in vectors.items()}
     summary = {
-        "model": model,
+        "model": shown(model),
         "weights": weights_fingerprint(model),
         "dimension": dimension,
         "normalized": scale,
@@ -146,7 +150,7 @@ def _write(experiment: Experiment, stores: Mapping[str, Store], dimension: int, 
     }
     write_atomic(folder / "encode.json", json.dumps(summary, indent=1).encode())
     for name in sides:  # others read these folders: they hold vectors and nothing else
-        shutil.rmtree(folder / name / "done")
+        remove(folder / name / "done")
         for left in (folder / name).glob(".*"):  # what a killed worker was writing
             left.unlink()
     seconds = time.monotonic() - start
@@ -231,7 +235,7 @@ class WriteWorker:
         """Writes one part."""
         form, ranges = self._form, None
         if form["dtype"] == "int8":
-            values = json.loads((folder.parent / RANGES).read_bytes())
+            values = json.loads(here(folder.parent / RANGES).read_bytes())
             ranges = np.array([values["minimum"], values["maximum"]], np.float32)
         own = cut(np.asarray(self._vectors.part(spec["part"])), form["dimension"], scale=form["scale"])
         ids = self._vectors.store.read_part(spec["part"], ["id"]).column("id")

@@ -1,5 +1,7 @@
 """Time and memory of a job for --dry-run, from a sample of its texts."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from rayembed.config import Experiment
@@ -40,6 +42,33 @@ def encoding(experiment: Experiment, queries: Store, query_column: str, corpus: 
 
 def training(experiment: Experiment, rows: Store, batches: int) -> str:
     """Of training for a number of batches."""
+    return _words(*_training_costs(experiment, rows, batches))
+
+
+def training_seconds(experiment: Experiment, rows: Store, batches: int) -> float:
+    """Of training for a number of batches, with as many workers as there can be."""
+    return _training_costs(experiment, rows, batches)[-1].seconds
+
+
+def evaluation_seconds(experiment: Experiment, texts: Mapping[str, tuple[Store, int]]) -> float:
+    """Of one evaluation during training.
+
+    Args:
+        experiment: its model reads the texts.
+        texts: stores by side, and how many of their texts are encoded.
+    """
+    tokens = sum(
+        number * mean_tokens(experiment, store, "text", experiment.max_len(side))
+        for side, (store, number) in texts.items()
+    )
+    config, use_gpu = experiment.encode, experiment.ray.use_gpu
+    at_once = config.tokens_per_batch or (65536 if use_gpu else 4096)
+    cost = encoding_cost(experiment.model, tokens=tokens, dtype=config.dtype, use_gpu=use_gpu, tokens_per_batch=at_once)
+    return cost.seconds / experiment.ray.most_workers
+
+
+def _training_costs(experiment: Experiment, rows: Store, batches: int) -> list[Cost]:
+    """With the fewest workers and, where there may be more, with the most."""
     config, data = experiment.train, experiment.data
     assert config is not None
     query = mean_tokens(experiment, rows, "query", data.query_max_len)
@@ -66,7 +95,7 @@ def training(experiment: Experiment, rows: Store, batches: int) -> str:
                 grad_cache=config.grad_cache,
             )
         )
-    return _words(*costs)
+    return costs
 
 
 def _words(cost: Cost, with_most: Cost | None = None) -> str:

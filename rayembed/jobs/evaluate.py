@@ -9,6 +9,7 @@ from typing import Any
 
 from rayembed.config import Experiment
 from rayembed.config.jobs import EvaluateConfig
+from rayembed.data.mirror import folder_here
 from rayembed.data.prepare import Evaluation, prepare
 from rayembed.data.storage import fingerprint, write_atomic
 from rayembed.jobs import estimates
@@ -18,6 +19,7 @@ from rayembed.jobs.evaluate_tasks import Task, evaluate_tasks, memory, read_task
 from rayembed.jobs.folders import Reads, state, written_once
 from rayembed.jobs.inputs import NotYetError
 from rayembed.jobs.rerank import base_of, check_rerankers, check_retriever, retriever
+from rayembed.jobs.run_folder import in_run_folder
 from rayembed.jobs.session import ray_session
 from rayembed.jobs.vectors import encoding_reads
 from rayembed.models.pairs import trained_reading
@@ -33,6 +35,7 @@ class Judging:
     tasks: list[Task]
 
 
+@in_run_folder
 def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     """Evaluates the base model and, where OUTPUT_DIR/model is there, the tuned one.
 
@@ -50,7 +53,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
         for line in task_notes(experiment, data.tasks):
             logger.info("evaluate: %s", line)
         models, metrics = _models(experiment), dict[str, Any]()
-        with ray_session(experiment.ray):
+        with ray_session(experiment):
             if data.retrieval is not None:
                 metrics = evaluate_retrieval(experiment, config, data.retrieval, models, folder)
             if data.tasks:
@@ -65,6 +68,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     return written
 
 
+@in_run_folder
 def plan(experiment: Experiment) -> str:
     """What `run` would do."""
     config, data = _section(experiment), _data(experiment)
@@ -137,7 +141,7 @@ def _models(experiment: Experiment) -> dict[str, str]:
     tuned = Path(experiment.output_dir) / "model"
     models = {"base": base_of(experiment) if experiment.trains_reranker() else experiment.model.name_or_path}
     if tuned.is_dir():
-        models["tuned"] = str(tuned)
+        models["tuned"] = str(folder_here(tuned))
     elif experiment.train is not None:
         raise NotYetError(
             f"{tuned} is not there, and the experiment has a section train; run `rayembed train` first (or "

@@ -17,9 +17,12 @@ from rayembed import __version__
 from rayembed.config import Experiment
 from rayembed.config.jobs import ExportConfig
 from rayembed.config.uris import public_name
+from rayembed.data.copies import shown
+from rayembed.data.mirror import all_here, folder_here
 from rayembed.data.prompts import passage_text, query_text
 from rayembed.data.storage import write_atomic
 from rayembed.jobs.folders import RECORD, written_once
+from rayembed.jobs.run_folder import in_run_folder
 from rayembed.models.encoding import DTYPES
 from rayembed.models.export import max_seq_length, prompt_suffix, prompts
 from rayembed.models.families import FAMILIES
@@ -40,6 +43,7 @@ class ExportError(RuntimeError):
     """The exported folder does not give the vectors of training."""
 
 
+@in_run_folder
 def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     """Checks OUTPUT_DIR/model against the vectors of training and writes its card and other formats.
 
@@ -58,9 +62,11 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     out = Path(experiment.output_dir)
     model = out / "model"
     if not model.is_dir():
-        raise ValueError(f"{model} is not there; run `rayembed train` first")
+        raise ValueError(f"{shown(model)} is not there; run `rayembed train` first")
+    folder_here(model)
+    all_here(out / "train" / name for name in ("probe.json", "probe.npy", "metrics.jsonl"))
     agreement = check(experiment, model)
-    logger.info("export: %s gives what training gave, %s", model, agreement)
+    logger.info("export: %s gives what training gave, %s", shown(model), agreement)
     write_atomic(model / "README.md", card(experiment, out, agreement).encode())
     for name in config.formats:
 
@@ -72,6 +78,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     return model
 
 
+@in_run_folder
 def plan(experiment: Experiment) -> str:
     """What `run` would do."""
     config = experiment.export or ExportConfig()

@@ -2,14 +2,16 @@
 
 import json
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rayembed.config import Experiment
 from rayembed.config.loading import dump
+from rayembed.data.copies import shown
+from rayembed.data.mirror import remove
 from rayembed.data.storage import publish_folder, working_folder, write_atomic
+from rayembed.jobs.run_folder import as_asked
 
 RECORD = "job.json"
 LAYOUT = "units"
@@ -49,22 +51,22 @@ def written_once(
     """
     working = working_folder(final)
     if working.exists() and not (working / RECORD).is_file():
-        shutil.rmtree(working)  # killed before its first file was there: it holds nothing to resume
+        remove(working)  # killed before its first file was there: it holds nothing to resume
     for folder in (final, working):
         if folder.exists() and not overwrite:
             _refuse_changes(folder, reads)
         elif folder.exists() and changes(folder, reads) != []:
-            shutil.rmtree(folder)
+            remove(folder)
     if final.exists():
-        logger.info("%s: up to date, nothing to do", final)
+        logger.info("%s: up to date, nothing to do", shown(final))
         return final
     record = {**reads, LAYOUT: list(layout)}
     if working.exists() and json.loads((working / RECORD).read_text()).get(LAYOUT) != record[LAYOUT]:
-        logger.info("%s: the units of the unfinished run were cut otherwise; it is begun anew", final)
-        shutil.rmtree(working)
+        logger.info("%s: the units of the unfinished run were cut otherwise; it is begun anew", shown(final))
+        remove(working)
     working.mkdir(parents=True, exist_ok=True)
     if experiment is not None:
-        write_atomic(final.parent / "config.yaml", dump(experiment).encode())
+        write_atomic(final.parent / "config.yaml", dump(as_asked(experiment)).encode())
     write_atomic(working / RECORD, json.dumps(record, indent=1, sort_keys=True).encode())
     write(working)
     publish_folder(final)
@@ -75,7 +77,7 @@ def changes(folder: Path, reads: Reads) -> list[str]:
     """What differs between what the folder was made from and `reads`, a line each."""
     path = folder / RECORD
     if not path.is_file():
-        return [f"{folder} has no {RECORD}"]
+        return [f"{shown(folder)} has no {RECORD}"]
     was, now = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(reads)))
     was.pop(LAYOUT, None)
     return [
@@ -90,8 +92,8 @@ def _refuse_changes(folder: Path, reads: Reads) -> None:
     if found:
         lines = "\n  ".join(found)
         raise ChangedError(
-            f"{folder} was made from something else:\n  {lines}\nUse --overwrite to replace it, another output_dir to "
-            "keep both, or set the settings back"
+            f"{shown(folder)} was made from something else:\n  {lines}\nUse --overwrite to replace it, another "
+            "output_dir to keep both, or set the settings back"
         )
 
 

@@ -10,11 +10,14 @@ from typing import Any
 
 from rayembed.config import Experiment
 from rayembed.config.jobs import HarvestConfig
+from rayembed.data.copies import shown
 from rayembed.data.docstrings import STATS_FILE, fingerprint, harvest
+from rayembed.jobs.run_folder import in_run_folder
 
 logger = logging.getLogger(__name__)
 
 
+@in_run_folder
 def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     """Write the folder `harvest.output`, or leave it when it was written from the same settings and packages.
 
@@ -32,19 +35,21 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     folder = Path(config.output)
     changes = _changes(config)
     if changes == []:
-        logger.info("harvest: %s is up to date", folder)
+        logger.info("harvest: %s is up to date", shown(folder))
         return folder
     if changes and not overwrite:
         raise ValueError(
-            f"{folder} was harvested from something else: {'; '.join(changes)}. Use --overwrite to replace it, or "
-            "another harvest.output to keep both"
+            f"{shown(folder)} was harvested from something else: {'; '.join(changes)}. Use --overwrite to replace it, "
+            "or another harvest.output to keep both"
         )
     stats = harvest(config)
     splits = ", ".join(f"{count} {split}" for split, count in stats["splits"].items())
-    logger.info("harvest: %d pairs (%s) of %d docstrings in %s", stats["pairs"], splits, stats["docstrings"], folder)
+    counts = (stats["pairs"], splits, stats["docstrings"])
+    logger.info("harvest: %d pairs (%s) of %d docstrings in %s", *counts, shown(folder))
     return folder
 
 
+@in_run_folder
 def plan(experiment: Experiment) -> str:
     """What `run` would read and write, and what lies there already; reads no source file."""
     config = _section(experiment)
@@ -56,7 +61,7 @@ def plan(experiment: Experiment) -> str:
     versions = fingerprint(config)["versions"]
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
     limit = "all pairs" if config.max_pairs is None else f"at most {config.max_pairs} pairs"
-    return f"harvest: {limit} of the docstrings of {packages}; {config.output} {state}"
+    return f"harvest: {limit} of the docstrings of {packages}; {shown(config.output)} {state}"
 
 
 def _section(experiment: Experiment) -> HarvestConfig:
@@ -73,7 +78,7 @@ def _changes(config: HarvestConfig) -> list[str] | None:
     stats = folder / STATS_FILE
     if not stats.is_file():
         raise ValueError(
-            f"{folder} exists and holds no {STATS_FILE}, so harvest did not write it and will not replace it; "
+            f"{shown(folder)} exists and holds no {STATS_FILE}, so harvest did not write it and will not replace it; "
             "choose another harvest.output"
         )
     was = _flat(json.loads(stats.read_text(encoding="utf-8"))["fingerprint"])

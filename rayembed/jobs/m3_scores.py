@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rayembed.config import Experiment
+from rayembed.data.mirror import here
 from rayembed.data.prompts import passage_text, query_text
 from rayembed.data.storage import fingerprint, save_npy
 from rayembed.data.store import Store
@@ -72,7 +73,7 @@ def head_scores(
     found = np.empty((len(rows), len(HEADS)), np.float32)
     for i, part in enumerate(corpus.parts):
         inside = (rows >= part.first_row) & (rows < part.first_row + part.num_rows)
-        found[inside] = np.load(folder / f"part-{i:05d}.npy")
+        found[inside] = np.load(here(folder / f"part-{i:05d}.npy"))
     ends = np.cumsum([len(own) for own in candidates])[:-1]
     return [dict(zip(HEADS, own.T, strict=True)) for own in np.split(found, ends)]
 
@@ -90,7 +91,7 @@ class HeadsWorker:
         assert isinstance(model, M3Embedder)
         self._model, self._tokenizer = model, build_tokenizer(self._experiment)
         self._corpus = Store.open(Path(corpus))
-        with np.load(candidates) as file:
+        with np.load(here(Path(candidates))) as file:
             self._rows, ends = file["rows"], file["ends"]
         self._query_of = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
         settings = self._experiment.model

@@ -12,6 +12,7 @@ from typing import Any
 from rayembed.config import Experiment
 from rayembed.config.jobs import MergeConfig
 from rayembed.jobs.folders import RECORD, Reads, state, written_once
+from rayembed.jobs.run_folder import in_run_folder
 from rayembed.models.adapters import check_folders, merge_folders
 from rayembed.models.export import max_seq_length
 from rayembed.models.loading import load_config, pooling_of, weights_fingerprint
@@ -23,6 +24,7 @@ WHOLE = "whole"  # folder that is gone at the end
 logger = logging.getLogger(__name__)
 
 
+@in_run_folder
 def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     """Merges the adapters of section merge into the model, in their order.
 
@@ -49,6 +51,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     return written
 
 
+@in_run_folder
 def plan(experiment: Experiment) -> str:
     """What `run` would do."""
     config = _section(experiment)

@@ -7,13 +7,13 @@ corpus and rows alone: the draws of a query are seeded by its id.
 
 import json
 import logging
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rayembed.config import Experiment
 from rayembed.config.mine import MineConfig
+from rayembed.data.mirror import remove
 from rayembed.data.prepare import prepare
 from rayembed.data.storage import fingerprint, write_atomic
 from rayembed.data.store import Store
@@ -28,6 +28,7 @@ from rayembed.jobs.passed_through import in_words, passed_through, retrieval_row
 from rayembed.jobs.pools import Mining, absent_positives, make_pools, window
 from rayembed.jobs.ranking import search_shards
 from rayembed.jobs.recall import measure_recall
+from rayembed.jobs.run_folder import in_run_folder
 from rayembed.jobs.session import check_gpus, ray_session
 from rayembed.jobs.teacher import check_teacher, teacher_reads
 from rayembed.jobs.vector_files import Vectors
@@ -64,6 +65,7 @@ class Data:
     """How many rows of each dataset pass through."""
 
 
+@in_run_folder
 def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     """Mines hard negatives; rows of types sts and class pass through.
 
@@ -83,17 +85,18 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
 
     def write(folder: Path) -> None:
         logger.info("%s", _planned(experiment, data).in_words())
-        with ray_session(experiment.ray):
+        with ray_session(experiment):
             if config.use_gpu_for_searching:
                 check_gpus(experiment.ray, "mine.use_gpu_for_searching")
             _mine(experiment, config, data, folder)
 
-    reads = _reads(experiment, config, data)
+    depends_on = _reads(experiment, config, data)
     # Half of an audit by one teacher is not gone on with by another; a finished one stays, the rows are the same.
     layout = [*data.rows.layout, int(fingerprint(_judge_of_audit(experiment, config)), 16)]
-    return written_once(final, reads, write, overwrite=overwrite, experiment=experiment, layout=layout)
+    return written_once(final, depends_on, write, overwrite=overwrite, experiment=experiment, layout=layout)
 
 
+@in_run_folder
 def plan(experiment: Experiment) -> str:
     """What `run` would do."""
     config = _section(experiment)
@@ -106,6 +109,15 @@ def plan(experiment: Experiment) -> str:
         f"{config.negative_number} negatives a query from ranks {config.range_for_sampling}; "
         f"{_to_encode(experiment, config, rows, corpus)}; {_planned(experiment, data).in_words()}; {others}{where}"
     )
+
+
+def reads(experiment: Experiment) -> Reads:
+    """What the result depends on.
+
+    Raises:
+        ValueError: the data have errors.
+    """
+    return _reads(experiment, _section(experiment), _data(experiment))
 
 
 def _to_encode(experiment: Experiment, config: MineConfig, rows: Store, corpus: Store) -> str:
@@ -234,7 +246,7 @@ def _mine(experiment: Experiment, config: MineConfig, data: Data, folder: Path) 
     judged, teacher = judge(mining, pools) if config.denoise else (None, None)
     uses = choose_all(mining, pools, judged, folder / CHOSEN)
     audit, counts = write_rows(mining, pools, folder / CHOSEN, folder, everything=data.everything, teacher=teacher)
-    shutil.rmtree(folder / CHOSEN)
+    remove(folder / CHOSEN)
     counts_of = figures(audit)
     stats = {
         "queries": rows.num_rows,

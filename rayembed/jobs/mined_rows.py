@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rayembed.config.mine import MineConfig
+from rayembed.data.mirror import all_here
 from rayembed.data.storage import write_atomic
 from rayembed.data.store import Row, Store
 from rayembed.jobs.choice import LATE
@@ -88,7 +89,9 @@ def _audit(folder: Path, parts: int) -> dict[str, Any]:
     total: dict[str, Any] | None = None
     for first in range(0, parts, AUDITS_AT_ONCE):
         some = range(first, min(first + AUDITS_AT_ONCE, parts))
-        own = [json.loads((folder / f"{part:05d}.json").read_text()) for part in some]
+        files = [folder / f"{part:05d}.json" for part in some]
+        all_here(files)
+        own = [json.loads(file.read_text()) for file in files]
         total = summed(own if total is None else [total, *own])
     assert total is not None, "no training rows"
     return total

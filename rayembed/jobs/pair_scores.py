@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rayembed.data.storage import whole_folder
+from rayembed.data.mirror import all_here, folder_here, here
+from rayembed.data.storage import publish_folder, whole_folder, working_folder
 from rayembed.data.store import SeenHashes, chunks
 
-RUNS = "runs"
+RUNS, FILES = "runs", ("keys.npy", "scores.npy")
 PAIRS_MERGED_AT_ONCE = 1 << 20
 PIECES_MERGED_AT_ONCE = 64
 Pairs = Sequence[tuple[str, str]]
@@ -67,7 +68,7 @@ class Run:
     @classmethod
     def open(cls, folder: Path) -> "Run":
         """Maps what `write_run` or `merge_runs` wrote."""
-        return cls(*(np.load(folder / name, mmap_mode="r") for name in ("keys.npy", "scores.npy")))
+        return cls(*(np.load(here(folder / name), mmap_mode="r") for name in FILES))
 
     def find(self, wanted: Keys) -> NDArray[np.int64]:
         """Place of each key, -1 where it is absent; equal upper halves are told apart by the lower ones."""
@@ -90,7 +91,7 @@ class PairScores:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._runs = [Run.open(path) for path in sorted((folder / RUNS).glob("*"))]
+        self._runs = [Run.open(path) for path in _runs(folder)]
 
     def lookup(self, pairs: Pairs) -> Scores:
         """Scores [N] of N (query, passage) pairs; NaN where a pair was not scored."""
@@ -116,11 +117,20 @@ def write_run(folder: Path, keys: Keys, scores: Scores) -> None:
 
 def publish(pieces: Sequence[Path], cache: Path, name: str) -> None:
     """Merges runs of different pairs into one that every later `PairScores` of the cache reads."""
-    number, merged = len(list((cache / RUNS).glob("*"))), cache / f"{name}.merged"
+    merged, final = cache / f".{name}.merged", cache / RUNS / f"{len(_runs(cache)):05d}-{name}"
     shutil.rmtree(merged, ignore_errors=True)  # of a call that was killed before it could rename it
+    all_here(piece / name for piece in pieces for name in FILES)
     merge_runs(pieces, merged)
     (cache / RUNS).mkdir(exist_ok=True)
-    os.rename(merged, cache / RUNS / f"{number:05d}-{name}")
+    shutil.rmtree(working_folder(final), ignore_errors=True)
+    os.rename(merged, working_folder(final))
+    publish_folder(final)
+
+
+def _runs(cache: Path) -> list[Path]:
+    """Folders of the runs that were published, the oldest first."""
+    folder_here(cache / RUNS)
+    return [path for path in sorted((cache / RUNS).glob("*")) if path.suffix != ".partial"]
 
 
 def merge_runs(pieces: Sequence[Path], folder: Path) -> None:

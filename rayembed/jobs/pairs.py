@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from rayembed.config import Experiment
+from rayembed.data import mirror
 from rayembed.data.storage import fingerprint, whole_folder, working_folder, write_atomic
 from rayembed.data.store import PASSAGES, QUERIES, Store, StoreWriter
 from rayembed.jobs.pair_scores import Keys, Pairs, PairScores, SeenKeys, pair_keys, publish, write_run
@@ -142,9 +143,11 @@ def counted_scores(
 
 def _remove(folder: Path) -> None:
     """Removes a folder that nobody may find half removed."""
-    leaving = folder.with_name(f"{folder.name}.removed")
+    leaving = folder.with_name(f".{folder.name}.removed")
     shutil.rmtree(leaving, ignore_errors=True)
     folder.rename(leaving)
+    mirror.remove(folder / "plan")  # first: without it nobody goes on with the rest
+    mirror.remove(folder)
     shutil.rmtree(leaving)
 
 
@@ -161,12 +164,13 @@ class Plan:
     def made(cls, source: PairSource, scores: PairScores, folder: Path, what: str) -> "Plan":
         """The plan in the folder; where there is none or a part of one, what is missing is made."""
         if not folder.exists():
+            mirror.folder_here(working_folder(folder))
             with whole_folder(folder) as working:
                 parts = list(_planned_parts(source, scores, working, what))
                 total = [sum(getattr(count, key) for count in parts) for key in ("pairs", "different", "scored")]
                 value = {"counts": total, "scored": [count.scored for count in parts]}
                 write_atomic(working / "plan.json", json.dumps(value).encode())
-        value = json.loads((folder / "plan.json").read_text())
+        value = json.loads(mirror.here(folder / "plan.json").read_text())
         return cls(folder, PairCounts(*value["counts"]), tuple(value["scored"]))
 
     def units(self) -> list[Unit]:
@@ -213,7 +217,7 @@ def _planned_parts(source: PairSource, scores: PairScores, folder: Path, what: s
 
 
 def _read(file: Path) -> dict[str, NDArray[Any]]:
-    with np.load(file) as arrays:
+    with np.load(mirror.here(file)) as arrays:
         return dict(arrays)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from rayembed.data.mirror import here
 from rayembed.data.storage import write_atomic
 
 
@@ -28,7 +29,7 @@ class _Arrays:
     @classmethod
     def load(cls, folder: Path, part: int) -> Self:
         """Reads what `save` wrote."""
-        with np.load(cls._path(folder, part)) as file:
+        with np.load(here(cls._path(folder, part))) as file:
             arrays: dict[str, NDArray[Any]] = dict(file)
         return cls(**arrays)
 

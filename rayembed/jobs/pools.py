@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from rayembed.config import Experiment
 from rayembed.config.mine import MineConfig
+from rayembed.data.mirror import here
 from rayembed.data.repeated_queries import RepeatedQueries
 from rayembed.data.storage import fingerprint
 from rayembed.data.store import PASSAGES, Row, SeenHashes, Store, StoreWriter, hash_text, hash_texts
@@ -225,7 +226,7 @@ class PositiveScores:
     def __init__(self, passages: Vectors, absent: list[str] | None, by_text: Path) -> None:
         self._passages = passages
         self._absent = Vectors(Path(absent[0]), Store.open(Path(absent[1]))) if absent else None
-        with np.load(by_text) as known:
+        with np.load(here(by_text)) as known:
             self._hashes, self._rows = known["hashes"], known["rows"]
 
     def of(self, queries: NDArray[np.float32], rows: Sequence[Row]) -> list[list[float]]:

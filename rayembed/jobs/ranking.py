@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from rayembed.config import Experiment
 from rayembed.config.search import SearchConfig
-from rayembed.data.storage import fingerprint, save_npy, write_atomic
+from rayembed.data import mirror
+from rayembed.data.storage import fingerprint, save_npy, whole_file, write_atomic
 from rayembed.data.store import Store
 from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.units import Unit, Work, run_units
@@ -176,7 +177,8 @@ class IndexWorker:
     def __call__(self, spec: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
         """Writes one index."""
         vectors, search = self._passages.rows(*spec["piece"]), self._experiment.search
-        build_index(search.backend, vectors, search, self._experiment.seed, folder / f"{name}.faiss")
+        with whole_file(folder / f"{name}.faiss") as working:
+            build_index(search.backend, vectors, search, self._experiment.seed, working)
         return {"passages": len(vectors)}
 
 
@@ -229,7 +231,8 @@ class SearchWorker:
         if self._indexes is None:
             index = open_index(self._backend, vectors)
         else:
-            index = load_index(self._backend, self._indexes / f"{_index_name(piece)}.faiss", self._config)
+            file = mirror.here(self._indexes / f"{_index_name(piece)}.faiss")
+            index = load_index(self._backend, file, self._config)
         scores, rows = top_k(queries, vectors, _places_of_ids(self._passages.store, piece), self._k, index=index)
         return scores, rows + piece[0]
 
@@ -290,7 +293,7 @@ class ShardTops:
 
     def __init__(self, folder: Path, corpus: Store) -> None:
         self._folder, self._ids_of = folder, ids_in(corpus)
-        cut = json.loads((folder / RECORD).read_text())
+        cut = json.loads(mirror.here(folder / RECORD).read_text())
         self._shards = ranges(0, cut["passages"], cut["passages_per_unit"])
         self._blocks = ranges(0, cut["queries"], cut["queries_per_unit"])
 
@@ -304,10 +307,11 @@ class ShardTops:
         return tops
 
     def _tops(self, block: Range, first: int, last: int) -> Iterator[Top]:
-        for shard in self._shards:
-            scores, rows = (
-                np.array(np.load(self._folder / f"{name}.{kind}.npy", mmap_mode="r")[first:last])  # lets go of the map
-                for name in [unit_name(shard, block)]
-                for kind in ("scores", "rows")
-            )
+        files = [
+            [self._folder / f"{unit_name(shard, block)}.{kind}.npy" for kind in ("scores", "rows")]
+            for shard in self._shards
+        ]
+        mirror.all_here(file for both in files for file in both)
+        for both in files:
+            scores, rows = (np.array(np.load(file, mmap_mode="r")[first:last]) for file in both)  # lets go of the maps
             yield scores, rows

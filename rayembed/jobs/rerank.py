@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayembed.config import Experiment
+from rayembed.data.mirror import here
 from rayembed.data.prompts import passage_text, query_text
 from rayembed.data.storage import fingerprint, whole_file
 from rayembed.data.store import Store
@@ -133,7 +134,7 @@ class CandidatePairs:
     def __init__(self, *, experiment: str, queries: str, corpus: str, candidates: str) -> None:
         self._model = received(experiment).model
         self._queries, self._corpus = Store.open(Path(queries)), Store.open(Path(corpus))
-        with np.load(candidates) as file:
+        with np.load(here(Path(candidates))) as file:
             self._ends, self._rows = file["ends"], file["rows"]
 
     def pairs(self, part: int) -> list[tuple[str, str]]:

@@ -8,20 +8,30 @@ from pathlib import Path
 
 from rayembed.config import Experiment
 from rayembed.config.loading import dump
+from rayembed.config.trials import check_space
+from rayembed.data import mirror
+from rayembed.data.copies import shown
 from rayembed.data.storage import write_atomic
-from rayembed.jobs import check, evaluate, export, harvest, mine, score, train
+from rayembed.jobs import check, evaluate, export, harvest, mine, score, train, tune
 from rayembed.jobs.folders import ChangedError
 from rayembed.jobs.inputs import NotYetError
 from rayembed.jobs.rounds import FOLDER, Round, rounds_of
+from rayembed.jobs.run_folder import as_asked, in_run_folder
 from rayembed.jobs.session import shared_session
+from rayembed.jobs.tune_results import best_experiment, best_of
+from rayembed.jobs.tune_sweep import sweep
 from rayembed.report import build_report
 from rayembed.tracking.progress import duration
 
 logger = logging.getLogger(__name__)
 TRAINS = ("mine", "score", "train")
-JOBS = {"harvest": harvest, "mine": mine, "score": score, "train": train, "evaluate": evaluate, "export": export}
+JOBS = {
+    **{"harvest": harvest, "mine": mine, "score": score, "tune": tune},
+    **{"train": train, "evaluate": evaluate, "export": export},
+}
 
 
+@in_run_folder
 def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     """Does what is not done yet.
 
@@ -38,33 +48,43 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     out = Path(experiment.output_dir)
     start = time.monotonic()
     jobs = _jobs(experiment)
+    if experiment.tune is not None:
+        check_space(experiment)
     if "harvest" in jobs:
         _timed("harvest", partial(harvest.run, experiment, overwrite=overwrite))
     check.run(experiment)
     _check_rounds(experiment, overwrite=overwrite)
     with shared_session():
+        experiment, left = _tuned(experiment, jobs, overwrite=overwrite)
         for some in _rounds(experiment):
-            for name in jobs:
+            for name in left:
                 asked = some.trains if name in TRAINS else some.compares
                 if name != "harvest" and getattr(asked, name) is not None:
                     _timed(name, partial(JOBS[name].run, asked, overwrite=overwrite))
-    write_atomic(out / "config.yaml", dump(experiment).encode())  # a round's jobs write that of their round
-    report = build_report(out, title=out.name)
-    logger.info("run: %s in %s; report: %s", ", ".join(jobs), duration(time.monotonic() - start), report)
-    if experiment.evaluate is not None:
-        logger.info("result: %s; model: %s", evaluate.summary(out / "evaluate"), out / "model")
+    write_atomic(out / "config.yaml", dump(as_asked(experiment)).encode())  # a round's jobs write that of their round
+    mirror.refresh(out)
+    harvested = None if experiment.harvest is None else experiment.harvest.output
+    report = build_report(out, title=out.name, harvest=harvested)
+    logger.info("run: %s in %s; report: %s", ", ".join(jobs), duration(time.monotonic() - start), shown(report))
+    if "evaluate" in left:
+        logger.info("result: %s; model: %s", evaluate.summary(out / "evaluate"), shown(out / "model"))
     return out
 
 
+@in_run_folder
 def plan(experiment: Experiment) -> str:
     """The plan of every job; of one whose input is not there yet, what is missing.
 
     Raises:
         ValueError: a job could not be done, whatever the jobs before it write; holds all plans.
     """
-    lines, rounds, mistakes = [], _rounds(experiment), False
+    if experiment.tune is not None:
+        check_space(experiment)
+    lines, rounds, mistakes, jobs = [], _rounds(experiment), False, _jobs(experiment)
+    if experiment.tune is not None and experiment.tune.then is None:
+        jobs = jobs[: jobs.index("tune") + 1]
     to_harvest = experiment.harvest is not None and not Path(experiment.harvest.output).is_dir()
-    for name in _jobs(experiment):
+    for name in jobs:
         try:
             lines.append(JOBS[name].plan(experiment if name == "harvest" else rounds[0].compares))
         except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
@@ -78,6 +98,18 @@ def plan(experiment: Experiment) -> str:
     if mistakes:
         raise ValueError("\n".join(["this run would fail", *lines]))
     return "\n".join(lines)
+
+
+def _tuned(experiment: Experiment, jobs: list[str], *, overwrite: bool) -> tuple[Experiment, list[str]]:
+    """The experiment with the best values of its sweep, and the jobs that follow: none, where the sweep is the end."""
+    if experiment.tune is None:
+        return experiment, jobs
+    start = time.monotonic()
+    trials = sweep(experiment, overwrite=overwrite)
+    logger.info("tune: %d trials (%s)", len(trials), duration(time.monotonic() - start))
+    if experiment.tune.then is None:
+        return experiment, []
+    return best_experiment(experiment, best_of(trials).changed), [name for name in jobs if name != "tune"]
 
 
 def _rounds(experiment: Experiment) -> list[Round]:
@@ -99,8 +131,8 @@ def _check_rounds(experiment: Experiment, *, overwrite: bool) -> None:
     was = len([path for path in (out / FOLDER).glob("*") if path.name.isdigit()]) + 1
     if (out / "mine").exists() and was != experiment.mine.rounds:
         raise ChangedError(
-            f"{out} was made in {was} rounds, and mine.rounds is {experiment.mine.rounds}; set it as it was, choose "
-            "another output_dir (with cache_dir as it is, vectors are not made again), or use --overwrite"
+            f"{shown(out)} was made in {was} rounds, and mine.rounds is {experiment.mine.rounds}; set it as it was, "
+            "choose another output_dir (with cache_dir as it is, vectors are not made again), or use --overwrite"
         )
 
 
@@ -114,4 +146,4 @@ def _jobs(experiment: Experiment) -> list[str]:
 def _timed(name: str, job: Callable[[], Path]) -> None:
     start = time.monotonic()
     where = job()
-    logger.info("%s: %s (%s)", name, where, duration(time.monotonic() - start))
+    logger.info("%s: %s (%s)", name, shown(where), duration(time.monotonic() - start))

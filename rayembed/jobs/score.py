@@ -29,6 +29,7 @@ from rayembed.jobs.passed_through import (
     with_others,
     write_lines,
 )
+from rayembed.jobs.run_folder import in_run_folder
 from rayembed.jobs.score_stats import added, distribution, summary, warnings
 from rayembed.jobs.session import ray_session
 from rayembed.jobs.teacher import check_teacher, kind_of_teacher, teacher_reads, teacher_section, teacher_wording
@@ -55,12 +56,14 @@ class Data:
     """How many rows of each dataset pass through."""
 
 
-def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
+@in_run_folder
+def run(experiment: Experiment, *, overwrite: bool = False, rows: Store | None = None) -> Path:
     """Scores the rows that `mine` wrote, or data.train without it; rows of types sts and class pass through.
 
     Args:
         experiment: sections score, data, model.
         overwrite: replace a folder that was scored from something else.
+        rows: that are scored, of a sweep. None: those that the sections name.
 
     Returns:
         OUTPUT_DIR/score: the same rows with pos_scores and neg_scores, and stats.json.
@@ -69,23 +72,24 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
         ValueError: the data have errors, the teacher cannot score, or the folder was scored from something else.
     """
     check_teacher(experiment)
-    data = _data(experiment, training_rows(experiment, after=("mine",))[0])
+    data = _data(experiment, training_rows(experiment, after=("mine",))[0] if rows is None else rows)
 
     def write(folder: Path) -> None:
-        with ray_session(experiment.ray):
+        with ray_session(experiment):
             _score(experiment, data, folder)
 
     final = Path(experiment.output_dir) / "score"
-    reads = _reads(experiment, data.everything)
-    return written_once(final, reads, write, overwrite=overwrite, experiment=experiment, layout=data.rows.layout)
+    depends_on = reads(experiment, data.everything)
+    return written_once(final, depends_on, write, overwrite=overwrite, experiment=experiment, layout=data.rows.layout)
 
 
+@in_run_folder
 def plan(experiment: Experiment) -> str:
     """What `run` would do."""
     config = teacher_section(experiment)
     everything, source = planned_rows(experiment, after=("mine",))
     data = _data(experiment, everything)
-    where = state(Path(experiment.output_dir) / "score", _reads(experiment, everything))
+    where = state(Path(experiment.output_dir) / "score", reads(experiment, everything))
     pairs = sum(row_pairs(data.rows, teacher_wording(experiment)).sizes)
     others = f"{in_words(data.passed)}; " if data.passed else ""
     return (
@@ -100,7 +104,8 @@ def _data(experiment: Experiment, everything: Store) -> Data:
     return Data(everything, rows, passed)
 
 
-def _reads(experiment: Experiment, rows: Store) -> Reads:
+def reads(experiment: Experiment, rows: Store) -> Reads:
+    """What the result depends on."""
     return {"rows": rows.fingerprint, **teacher_reads(experiment)}
 
 

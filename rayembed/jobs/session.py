@@ -2,15 +2,32 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 import ray
 
-from rayembed.config.ray import RayConfig
+from rayembed.config import Experiment
+from rayembed.config.ray import LOCAL, RayConfig
+from rayembed.config.uris import PublicFormatter
+from rayembed.jobs.connection import (
+    address_of,
+    autoscales,
+    await_room,
+    connect,
+    resources_of_nodes,
+    start_local,
+    workers_with_room,
+)
+from rayembed.jobs.shared_paths import check_shared
 
-logger = logging.getLogger(__name__)
+QUIET = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+}
 _SHARED = ContextVar("_SHARED", default=False)
 
 
@@ -28,62 +45,41 @@ def shared_session() -> Iterator[None]:
 
 
 @contextmanager
-def ray_session(config: RayConfig) -> Iterator[None]:
+def ray_session(experiment: Experiment) -> Iterator[None]:
     """Connects to Ray; a local Ray that was started here ends with the block, or with that of `shared_session`.
 
     Raises:
-        ValueError: the local machine has fewer cores or GPUs than the workers need.
+        ConnectionError: no cluster answers at the address, or it refuses the token.
+        ValueError: the machine or the cluster has no room for the fewest workers, or a node of the cluster does not see
+            what workers read and write.
     """
     if ray.is_initialized():
+        check_shared(experiment)
         yield
         return
-    address = config.address or os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
-    else:
-        ray.init(
-            address="local",
-            include_dashboard=True,  # Ray Train cannot clean up after a stopped run without it
-            log_to_driver=True,
-            logging_level=logging.WARNING,
-            configure_logging=True,
-        )
+    config = experiment.ray
+    address = address_of(config)
     try:
-        if not address:
-            _check_resources(config)
+        if address == LOCAL:
+            start_local(config)
+            if config.use_gpu:
+                check_gpus(config, "ray.use_gpu")
+        else:
+            connect(address)
+            await_room(config)
+            check_shared(experiment)
         yield
     finally:
         if not _SHARED.get():
             ray.shutdown()
 
 
-def _check_resources(config: RayConfig) -> None:
-    have = _resources()
-    workers = config.fewest_workers
-    cpus = workers * config.cpus_per_worker
-    if cpus > have.get("CPU", 0):
-        raise ValueError(
-            f"ray.num_workers {workers} x ray.cpus_per_worker {config.cpus_per_worker} asks for {cpus} CPU "
-            f"cores; this machine has {have.get('CPU', 0):.0f}. Lower either, or set ray.address to a cluster"
-        )
-    if config.use_gpu:
-        check_gpus(config, "ray.use_gpu")
-
-
-def _resources() -> dict[str, float]:
-    """What the Ray that runs has."""
-    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call] # Ray types it not
-    return have
-
-
 def room_for(config: RayConfig, *, use_gpu: bool) -> int:
     """Workers that the Ray that runs has room for, at least the fewest and at most the most of ray.num_workers."""
     if not config.elastic:
         return config.most_workers
-    have = _resources()
-    room = have.get("CPU", 0) // config.cpus_per_worker
-    room = min(room, have.get("GPU", 0)) if use_gpu else room
-    return max(config.fewest_workers, min(config.most_workers, int(room)))
+    room = workers_with_room(resources_of_nodes(), config, use_gpu=use_gpu)
+    return max(config.fewest_workers, min(config.most_workers, room))
 
 
 def check_gpus(config: RayConfig, setting: str) -> None:
@@ -92,20 +88,38 @@ def check_gpus(config: RayConfig, setting: str) -> None:
     Raises:
         ValueError: names the setting that asks for them.
     """
-    have, workers = _resources(), config.fewest_workers
-    if workers > have.get("GPU", 0):
+    workers = config.fewest_workers
+    have = sum(node.get("GPU", 0) for node in resources_of_nodes())
+    if workers > have and not autoscales():
         raise ValueError(
-            f"{setting} with ray.num_workers {workers} asks for {workers} GPUs; there are "
-            f"{have.get('GPU', 0):.0f}. Set {setting}: false, lower ray.num_workers, or set ray.address to a cluster"
+            f"{setting} with ray.num_workers {workers} asks for {workers} GPUs; there are {have:.0f}. Set {setting}: "
+            "false, lower ray.num_workers, or set ray.address to a cluster"
         )
 
 
-def log_from_worker() -> None:
-    """Lets the progress lines of a worker process reach its output, which Ray brings to the driver."""
+def quiet_worker() -> None:
+    """Keeps libraries from bars of progress and advice, of which a job's log would be full.
+
+    A worker has the environment of its node, not that of the command.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if "transformers" in sys.modules:  # else it reads the environment when it is loaded
+        sys.modules["transformers"].utils.logging.disable_progress_bar()
+
+
+def log_from_worker(name: str = "") -> None:
+    """Lets the progress lines of a worker process reach its output, which Ray brings to the driver.
+
+    Args:
+        name: begins every line. Empty: none is needed.
+    """
+    quiet_worker()
     log = logging.getLogger("rayembed")
     if not log.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(PublicFormatter(f"%(asctime)s {name and name + ': '}%(message)s", "%H:%M:%S"))
         log.addHandler(handler)
         log.propagate = False
     log.setLevel(logging.INFO)
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train lets all libraries tell, and itself of each checkpoint

@@ -1,5 +1,6 @@
 """What crosses to a Ray worker: the experiment as text, without anything that depends on this process's folder."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,12 +8,16 @@ from pydantic import TypeAdapter
 
 from rayembed.config import Experiment
 from rayembed.config.deepspeed import MICRO_BATCH, deepspeed_settings
+from rayembed.config.uris import without_keys_within
 
 _EXPERIMENT = TypeAdapter(Experiment)
 
 
 def shipped(experiment: Experiment) -> str:
-    """The experiment as JSON; folders of models become absolute, the DeepSpeed file its content."""
+    """The experiment as JSON; folders of models become absolute, the DeepSpeed file its content.
+
+    Keys in URIs are left out: Ray Train shows what it ships in its dashboard, and workers open no data by it.
+    """
     train, score, lora = experiment.train, experiment.score, experiment.lora
     if train is not None:
         guide = train.guide_model and absolute(train.guide_model)
@@ -28,7 +33,7 @@ def shipped(experiment: Experiment) -> str:
         lora=lora,
         score=score and replace(score, model=absolute(score.model)),
     )
-    return _EXPERIMENT.dump_json(sent).decode()
+    return json.dumps(without_keys_within(_EXPERIMENT.dump_python(sent, mode="json")))
 
 
 def received(text: str) -> Experiment:

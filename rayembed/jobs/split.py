@@ -25,6 +25,7 @@ from rayembed.data.storage import expand, identity, stamp, write_atomic
 from rayembed.data.store import Row
 from rayembed.jobs.folders import Reads, state, written_once
 from rayembed.jobs.passed_through import row_line
+from rayembed.jobs.run_folder import in_run_folder
 from rayembed.models.loading import tokenizer_fingerprint
 from rayembed.models.trained import build_tokenizer
 from rayembed.tracking.progress import Progress
@@ -33,6 +34,7 @@ LINE = "line"  # column of what is written of a row, beside those that are read
 logger = logging.getLogger(__name__)
 
 
+@in_run_folder
 def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     """Writes every row of data.train, with all its columns, to the file of its range.
 
@@ -56,6 +58,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     return written_once(final, _reads(experiment, sources), write, overwrite=overwrite, experiment=experiment)
 
 
+@in_run_folder
 def plan(experiment: Experiment) -> str:
     """What `run` would do."""
     sources, total = _sources(experiment)

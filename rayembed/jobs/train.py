@@ -11,22 +11,36 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
-from ray.train.torch import TorchConfig
 
 from rayembed.config import Experiment
 from rayembed.config.deepspeed import deepspeed_settings
 from rayembed.config.train import TrainConfig
+from rayembed.data import mirror
+from rayembed.data.copies import registered, shown
 from rayembed.data.datasets import read_datasets
 from rayembed.data.plan import total_batches
 from rayembed.data.storage import working_folder
 from rayembed.data.store import Store
 from rayembed.jobs import estimates
+from rayembed.jobs.as_trial import AsTrial
 from rayembed.jobs.checkpoints import Checkpoints, best_in_words, kept, remove_uncounted
+from rayembed.jobs.dev_split import (
+    OF_EVALUATIONS,
+    DevSplit,
+    dev_split,
+    evaluations_read,
+    notes,
+    plan_in_words,
+    told_workers,
+)
 from rayembed.jobs.folders import ChangedError, Reads, state, written_once
 from rayembed.jobs.inputs import check_rows, not_done, planned_batches, planned_rows, training_rows
+from rayembed.jobs.process_group import ProcessGroup
+from rayembed.jobs.run_folder import in_run_folder
 from rayembed.jobs.session import log_from_worker, ray_session
 from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.tokenize import Tokenized, tokenize_rows
+from rayembed.jobs.trained_copy import COPIES, leave, received_settings, sending_before, storage
 from rayembed.models.adapters import check_adapter
 from rayembed.models.guide import check_guide
 from rayembed.models.loading import architecture, check_checkpointing, load_config, pooling_of, weights_fingerprint
@@ -36,7 +50,6 @@ from rayembed.models.rerankers import check_classifier, check_pair_length
 from rayembed.models.trained import build_tokenizer
 from rayembed.training.allocation import ONE_ARENA, keep_freed_memory
 from rayembed.training.compiling import check_compile
-from rayembed.training.leaving import watch_sigterm
 from rayembed.training.objective import negatives_per_query
 from rayembed.training.optimizers import check_optimizer
 
@@ -54,12 +67,14 @@ class TrainingError(RuntimeError):
     """Training stopped before its end; its last checkpoint is kept."""
 
 
-def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
+@in_run_folder
+def run(experiment: Experiment, *, overwrite: bool = False, trial: AsTrial | None = None) -> Path:
     """Trains; a run that was killed goes on from its last checkpoint.
 
     Args:
         experiment: sections train, data, model, ray.
         overwrite: train anew where the folder was made from something else.
+        trial: of a sweep, that this training is. None: of none.
 
     Returns:
         OUTPUT_DIR/train: metrics.jsonl, checkpoints/, tensorboard/. The model itself is OUTPUT_DIR/model.
@@ -69,29 +84,35 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
         TrainingError: a worker failed more than ray.max_failures times.
     """
     _section(experiment)
-    rows, _ = training_rows(experiment, after=("score", "mine"))
+    rows = training_rows(experiment, after=("score", "mine"))[0] if trial is None else trial.rows
     check_rows(experiment, rows)
     check_model(experiment)
+    dev = dev_split(experiment)
     final = Path(experiment.output_dir) / "train"
 
     def write(folder: Path) -> None:
-        with ray_session(experiment.ray):
-            _fit(experiment, tokenize_rows(experiment, rows), rows, folder)
+        for line in [] if dev is None else notes(experiment, dev, rows):
+            logger.info("train: %s", line)
+        with ray_session(experiment):
+            _fit(experiment, tokenize_rows(experiment, rows, dev), rows, folder, dev, trial)
 
     if final.exists() and not (final.parent / "model").is_dir():
+        mirror.reopen(final)
         final.rename(working_folder(final))  # the model was removed: its last steps are done again from a checkpoint
     try:
-        return written_once(final, _reads(experiment, rows), write, overwrite=overwrite, experiment=experiment)
+        return written_once(final, _reads(experiment, rows, dev), write, overwrite=overwrite, experiment=experiment)
     except ChangedError as error:
         raise ChangedError(f"{error}{_on_other_workers(str(error))}") from None
 
 
+@in_run_folder
 def plan(experiment: Experiment) -> str:
     """What `run` would do."""
     config = _section(experiment)
     rows, source = planned_rows(experiment, after=("score", "mine"))
     check_rows(experiment, rows, coming=tuple(job for job in ("score", "mine") if not_done(experiment, job)))
     check_model(experiment)
+    dev = dev_split(experiment)
     datasets = read_datasets(rows, experiment)
     batches = planned_batches(experiment, rows, datasets)
     total = total_batches(
@@ -101,13 +122,15 @@ def plan(experiment: Experiment) -> str:
         accumulation=config.gradient_accumulation_steps,
     )
     negatives = sorted({negatives_per_query(experiment, dataset) for dataset in datasets.items})
-    where = state(Path(experiment.output_dir) / "train", _reads(experiment, rows))
+    where = state(Path(experiment.output_dir) / "train", _reads(experiment, rows, dev))
+    steps = total // config.gradient_accumulation_steps
+    evaluated = "" if dev is None else f"; {plan_in_words(experiment, dev, steps)}"
     cached = " (grad_cache: one chunk of a batch at a time)" if config.grad_cache else ""
     return (
         f"train: {rows.num_rows:,} rows of {source}, {batches.batches_per_epoch:,} batches of "
         f"{batches.global_batch_size:,} queries an epoch on {experiment.ray.workers_in_words()}, "
-        f"{total // config.gradient_accumulation_steps:,} steps, {' or '.join(map(str, negatives))} negatives a query"
-        f"{cached}; {estimates.training(experiment, rows, total)}; {where}"
+        f"{steps:,} steps, {' or '.join(map(str, negatives))} negatives a query"
+        f"{cached}; {estimates.training(experiment, rows, total)}{evaluated}; {where}"
     )
 
 
@@ -178,10 +201,10 @@ def _section(experiment: Experiment) -> TrainConfig:
     return experiment.train
 
 
-def _reads(experiment: Experiment, rows: Store) -> Reads:
+def _reads(experiment: Experiment, rows: Store, dev: DevSplit | None = None) -> Reads:
     config = _section(experiment)
     saving = {"save_steps", "save_minutes", "save_total_limit", "save_best"}
-    not_the_result = {*saving, "tokens_per_chunk", "logging_steps", "deepspeed", *_OF_A_WORKER}
+    not_the_result = {*saving, *OF_EVALUATIONS, "tokens_per_chunk", "logging_steps", "deepspeed", *_OF_A_WORKER}
     data, settings = asdict(experiment.data), deepspeed_settings(experiment)
     return {
         "rows": rows.fingerprint,
@@ -193,6 +216,7 @@ def _reads(experiment: Experiment, rows: Store) -> Reads:
         **_adapters_and_guide(experiment),
         **_sections(experiment),
         **_of_workers(experiment),
+        **({} if dev is None else evaluations_read(experiment, dev)),
         "seed": experiment.seed,
     }
 
@@ -247,7 +271,9 @@ def _adapters_and_guide(experiment: Experiment) -> Reads:
     return {name: value for name, value in found.items() if value}
 
 
-def _fit(experiment: Experiment, tokens: Tokenized, rows: Store, folder: Path) -> None:
+def _fit(
+    experiment: Experiment, tokens: Tokenized, rows: Store, folder: Path, dev: DevSplit | None, trial: AsTrial | None
+) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # Ray Train polls its workers every 2 s otherwise
     config, resources = _section(experiment), experiment.ray
     sooner = resources.elastic and START_TIMEOUT not in os.environ
@@ -264,8 +290,11 @@ def _fit(experiment: Experiment, tokens: Tokenized, rows: Store, folder: Path) -
             "train_folder": str(folder.resolve()),
             "model_folder": str(out / "model"),
             "probe_texts": _probe_texts(experiment, rows),
+            **told_workers(experiment, dev),
+            "log": "" if trial is None else trial.name,
+            COPIES: registered(),
         },
-        torch_config=_TorchConfig(backend="nccl" if resources.use_gpu else "gloo", timeout_s=resources.timeout_s),
+        torch_config=ProcessGroup(backend="nccl" if resources.use_gpu else "gloo", timeout_s=resources.timeout_s),
         scaling_config=RAY_TRAIN.ScalingConfig(
             num_workers=resources.num_workers,
             elastic_resize_monitor_interval_s=resources.resize_interval_s,
@@ -277,8 +306,9 @@ def _fit(experiment: Experiment, tokens: Tokenized, rows: Store, folder: Path) -
         ),
         run_config=RAY_TRAIN.RunConfig(
             name="checkpoints",
-            storage_path=str(folder.resolve()),
+            **storage(folder),
             worker_runtime_env={} if resources.use_gpu else {"env_vars": ONE_ARENA},
+            callbacks=None if trial is None else [*trial.callbacks],
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
             checkpoint_config=kept(config),
             logging_config=RAY_TRAIN.LoggingConfig(log_level="WARNING"),  # the progress line is ours
@@ -289,20 +319,25 @@ def _fit(experiment: Experiment, tokens: Tokenized, rows: Store, folder: Path) -
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise TrainingError(
-            f"training stopped: {_cause(error)}\nIts checkpoints are kept in {folder / 'checkpoints'}; run the same "
-            "command again to go on from the last one"
+            f"training stopped: {_cause(error)}\nIts checkpoints are kept in {shown(folder / 'checkpoints')}; run the "
+            "same command again to go on from the last one"
         ) from error
     finally:
         if sooner:
             del os.environ[START_TIMEOUT]  # it is of this training
     if config.save_best:
-        logger.info(best_in_words(result, out / "train"))
+        logger.info(best_in_words(result, out / "train", _kept_by(config)))
 
 
 def _probe_texts(experiment: Experiment, rows: Store) -> list[tuple[str, str]]:
     count = experiment.export.probe_texts if experiment.export is not None else 64
     first = rows.read_part(0, ["query", "pos"]).slice(0, count // 2).to_pylist()
     return [(row["query"], row["pos"][0] if row["pos"] else row["query"]) for row in first]  # labelled texts have none
+
+
+def _kept_by(config: TrainConfig) -> str | None:
+    """The figure of evaluations that says which checkpoints are kept."""
+    return config.metric_for_best_model if config.keeps_by_metric else None
 
 
 def _cause(error: BaseException) -> str:
@@ -312,46 +347,45 @@ def _cause(error: BaseException) -> str:
     return "; ".join(reasons) or (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
-class _TorchConfig(TorchConfig):
-    """Torch's process group, and a SIGTERM that asks: the training itself runs in a thread that cannot listen to it."""
-
-    @property
-    def backend_cls(self) -> type[ray.train.backend.Backend]:
-        """What Ray Train does in each worker before training."""
-        theirs: Any = super().backend_cls
-
-        class Listening(theirs):  # type: ignore[misc] # a class that Ray names at run time alone
-            def on_start(self, worker_group: Any, backend_config: Any) -> None:  # noqa: ANN401 - classes that Ray keeps to itself
-                super().on_start(worker_group, backend_config)
-                worker_group.execute(watch_sigterm)
-
-        return Listening
-
-
 def _worker(settings: dict[str, Any]) -> None:
     """Runs in every Ray Train worker."""
     from rayembed.training.loop import Worker, train
 
-    log_from_worker()
+    log_from_worker(settings["log"])
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    settings = received_settings(settings, rank=rank)
     experiment = received(settings["experiment"])
     torch.set_num_threads(experiment.ray.cpus_per_worker)
     if not experiment.ray.use_gpu:
         keep_freed_memory()
-    context = ray.train.get_context()
+    train_folder, model_folder = Path(settings["train_folder"]), Path(settings["model_folder"])
     checkpoint = ray.train.get_checkpoint()
-    checkpoints = Checkpoints(Path(settings["train_folder"]) / "checkpoints", timeout_s=experiment.ray.timeout_s)
+    checkpoints = Checkpoints(
+        train_folder / "checkpoints",
+        timeout_s=experiment.ray.timeout_s,
+        metric=_kept_by(_section(experiment)),
+        resumed_from=None if checkpoint is None else Path(checkpoint.path).name,
+    )
     worker = Worker(
-        rank=context.get_world_rank(),
+        rank=rank,
         world_size=context.get_world_size(),
         device=ray.train.torch.get_device(),
         rows=Path(settings["rows"]),
         tokens=Path(settings["tokens"]),
         parts=tuple(settings["parts"]),
-        train_folder=Path(settings["train_folder"]),
-        model_folder=Path(settings["model_folder"]),
+        train_folder=train_folder,
+        model_folder=model_folder,
         probe_texts=tuple(map(tuple, settings["probe_texts"])),
         notice=lambda: ray.train.get_preemption_info() is not None,
+        dev=None if settings["dev"] is None else Path(settings["dev"]),
+        base=None if settings["base"] is None else Path(settings["base"]),
+        base_figures=settings["base_figures"],
+        told=checkpoints.tell,
+        checkpoint_of=checkpoints.of_evaluation,
     )
     with nullcontext() if checkpoint is None else checkpoint.as_directory() as folder, checkpoints.all_sent():
         resume_from = None if folder is None else Path(folder)
-        train(experiment, worker, resume_from=resume_from, checkpoint=checkpoints.save)
+        save = sending_before(checkpoints.save, train_folder, rank=rank)
+        train(experiment, worker, resume_from=resume_from, checkpoint=save)
+        leave(train_folder, model_folder, rank=rank)

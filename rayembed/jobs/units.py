@@ -10,7 +10,6 @@ import importlib
 import json
 import logging
 import os
-import shutil
 import time
 import traceback
 from collections.abc import Iterable, Sequence
@@ -23,11 +22,14 @@ import ray.data
 from ray.exceptions import RayError
 
 from rayembed.config.ray import RayConfig
+from rayembed.data import mirror
+from rayembed.data.copies import as_here, registered, shown
 from rayembed.data.storage import write_atomic
-from rayembed.jobs.session import room_for
+from rayembed.jobs.session import quiet_worker, room_for
 from rayembed.tracking.progress import Progress, duration
 
 logger = logging.getLogger(__name__)
+DONE = "done"
 TRIES = "tries"  # Ray tries for ever, its own bounds leave a pool of dead actors waiting; so tries are counted here
 MAKING = ".worker"
 THREADS = "OMP_NUM_THREADS"
@@ -70,7 +72,10 @@ class Work:
     """What `Unit.size` counts, in the plural."""
 
     worker: str
-    """module:Class; made once an actor with `arguments`, called with (spec, name, folder), returns counts as JSON."""
+    """module:Class; made once an actor with `arguments`, called with (spec, name, folder), returns counts as JSON.
+
+    What it writes has its name when the call ends (`storage.whole_file` and the like), and in a run folder on an object
+    store is there too."""
 
     arguments: dict[str, Any]
     folder: Path
@@ -114,6 +119,7 @@ def run_units(
         _log_end(pending, work, time.monotonic() - start)
         _raise_if_failed(pending, work, errors)
         _forget_tries(units, work)
+    mirror.all_here(map(_mark, units))
     return [{key: value for key, value in _record(unit).items() if key != SECONDS} for unit in units]
 
 
@@ -163,6 +169,8 @@ def _stream(pending: Sequence[Unit], work: Work, config: RayConfig, use_gpu: boo
         "num_workers": config.most_workers,
     }
     (work.folder / TRIES / MAKING).unlink(missing_ok=True)
+    if copies := registered():
+        arguments["copies"] = copies
     items = [{"mark": str(_mark(unit)), "spec": json.dumps(unit.spec)} for unit in pending]
     if work.light and len(items) == 1 and not use_gpu:
         return [_here(items[0], arguments)]
@@ -200,6 +208,7 @@ def _log_end(pending: Sequence[Unit], work: Work, seconds: float) -> None:
     done = [unit for unit in pending if _mark(unit) not in left]
     if not done:
         return
+    mirror.all_here(map(_mark, done))
     size, longest = sum(unit.size for unit in done), max(_record(unit)[SECONDS] for unit in done)
     logger.info(
         "%s: %d units of %s %s took %s (%s %s/s; the longest unit %s)",
@@ -223,7 +232,7 @@ def _raise_if_failed(pending: Sequence[Unit], work: Work, errors: dict[Path, str
     if len(missing) > TOLD + NAMED:
         lines[-1] += ", ..."
     raise UnitError(
-        f"{work.what}: {len(missing)} of {len(pending)} units failed, the others are kept in {work.folder}:\n"
+        f"{work.what}: {len(missing)} of {len(pending)} units failed, the others are kept in {shown(work.folder)}:\n"
         + "\n".join(lines)
         + "\nRun the same command again to do only these"
     )
@@ -239,12 +248,18 @@ def _folder(unit: Unit) -> Path:
 
 
 def _not_done(units: Sequence[Unit]) -> list[Unit]:
-    return [unit for unit in units if not _mark(unit).exists()]
+    there = {folder: mirror.names(folder / DONE) for folder in {_folder(unit) for unit in units}}
+    left = []
+    for unit in units:
+        names, mark = there[_folder(unit)], _mark(unit)
+        if not (mark.exists() if names is None else mark.name in names):
+            left.append(unit)
+    return left
 
 
 def _forget_tries(units: Sequence[Unit], work: Work) -> None:
     for folder in {work.folder, *(_folder(unit) for unit in units)}:
-        shutil.rmtree(folder / TRIES, ignore_errors=True)
+        mirror.remove(folder / TRIES)
 
 
 def _record(unit: Unit) -> dict[str, Any]:
@@ -255,7 +270,7 @@ def _record(unit: Unit) -> dict[str, Any]:
 
 def _mark(unit: Unit) -> Path:
     """The file that says that a unit is done."""
-    return _folder(unit) / "done" / f"{unit.name}.json"
+    return _folder(unit) / DONE / f"{unit.name}.json"
 
 
 def _give_memory_back() -> None:
@@ -267,11 +282,7 @@ def _give_memory_back() -> None:
 
 def _tries_before(folder: Path, name: str) -> int:
     """How often this was tried before, and one more is noted: on disk, because a killed worker remembers nothing."""
-    path = folder / TRIES / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        file.write(b".")
-        return file.tell() - 1
+    return mirror.count_up(folder / TRIES / name)
 
 
 class UnitActor:
@@ -287,16 +298,21 @@ class UnitActor:
         use_gpu: bool,
         max_retries: int,
         num_workers: int,
+        copies: Sequence[Sequence[str]] = (),
     ) -> None:
+        quiet_worker()
         os.environ[THREADS] = str(threads)
         os.environ.setdefault(*FEW_PRIMITIVES)  # torch reads it when it first multiplies
         module, _, name = worker.partition(":")
-        self._folder, self._max_retries = Path(folder), max_retries
+        self._copies, self._tidy = copies, set[Path]()
+        self._folder, self._max_retries = Path(as_here(folder, copies)), max_retries
         self._error, self._worker = "", None
         if _tries_before(self._folder, MAKING) >= num_workers + max_retries:  # so many that none is in the making now
             self._error = f"{worker} was killed again and again while it was made (memory? see the logs of Ray)"
             return
         try:
+            arguments = as_here(arguments, copies)
+            mirror.model_here(arguments)
             self._worker = getattr(importlib.import_module(module), name)(**arguments, threads=threads, use_gpu=use_gpu)
         except Exception as error:  # raised here, Ray would make the actor again and again; as a row, it ends the job
             self._error = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
@@ -309,9 +325,13 @@ class UnitActor:
 
     def do(self, mark: str, spec: str) -> str:
         """Does one unit and writes the file that says so; returns its error, empty if there is none."""
-        done = Path(mark)
+        done = Path(as_here(mark, self._copies))
         folder, name = done.parent.parent, done.stem
-        if done.exists():  # Ray sends a unit again when a node takes the answer with it
+        if folder not in self._tidy:  # this machine may have been at work here before, and the store be emptied since
+            mirror.tidy(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            self._tidy.add(folder)
+        if mirror.is_there(done):  # Ray sends a unit again when a node takes the answer with it
             return ""
         if self._worker is None:
             return self._error
@@ -319,7 +339,7 @@ class UnitActor:
             return f"killed its worker {self._max_retries + 1} times (memory? see the logs of Ray)"
         start = time.monotonic()
         try:
-            counts = self._worker(json.loads(spec), name, folder)
+            counts = self._worker(as_here(json.loads(spec), self._copies), name, folder)
         except Exception as error:  # whatever a unit raises is reported with its name, and the others go on
             return f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
         _give_memory_back()

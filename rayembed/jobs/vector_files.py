@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rayembed.data.copies import shown
+from rayembed.data.mirror import all_here, here
 from rayembed.data.storage import save_npy
 from rayembed.data.store import Store
 
@@ -20,12 +22,14 @@ class Vectors:
 
     def part(self, index: int) -> NDArray[np.float32]:
         """Vectors [rows of the part, D], memory-mapped."""
-        vectors: NDArray[np.float32] = np.load(self.folder / f"{part_name(index)}.npy", mmap_mode="r")
+        vectors: NDArray[np.float32] = np.load(here(self._file(index)), mmap_mode="r")
         return vectors
 
     def rows(self, first: int, last: int) -> NDArray[np.float32]:
         """Vectors [last - first, D] of rows `first` to `last` - 1, copied into memory, whichever parts they are in."""
-        return np.concatenate([self.part(index)[start:stop] for index, start, stop in self.store.pieces(first, last)])
+        pieces = list(self.store.pieces(first, last))
+        all_here(self._file(index) for index, _, _ in pieces)
+        return np.concatenate([self.part(index)[start:stop] for index, start, stop in pieces])
 
     @cached_property
     def dimension(self) -> int:
@@ -34,6 +38,7 @@ class Vectors:
 
     def all(self) -> NDArray[np.float32]:
         """All vectors [rows of the store, D] in memory: for queries, not for a corpus."""
+        all_here(map(self._file, range(len(self.store.parts))))
         return np.concatenate([self.part(index) for index in range(len(self.store.parts))])
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -41,10 +46,15 @@ class Vectors:
         taken = np.empty((len(rows), self.dimension), np.float32)
         first_rows = np.array([part.first_row for part in self.store.parts])
         of_part = np.searchsorted(first_rows, rows, side="right") - 1
-        for index in np.unique(of_part).tolist():
-            here = of_part == index
-            taken[here] = self.part(index)[rows[here] - first_rows[index]]
+        parts = np.unique(of_part).tolist()
+        all_here(map(self._file, parts))
+        for index in parts:
+            own = of_part == index
+            taken[own] = self.part(index)[rows[own] - first_rows[index]]
         return taken
+
+    def _file(self, index: int) -> Path:
+        return self.folder / f"{part_name(index)}.npy"
 
 
 def part_name(index: int) -> str:
@@ -55,7 +65,7 @@ def part_name(index: int) -> str:
 def rows_of_parts(store: Store, first: int, last: int) -> str:
     """In words, for errors: the rows of parts `first` to `last` - 1."""
     end = store.parts[last - 1]
-    return f"rows {store.parts[first].first_row} to {end.first_row + end.num_rows - 1} of {store.folder}"
+    return f"rows {store.parts[first].first_row} to {end.first_row + end.num_rows - 1} of {shown(store.folder)}"
 
 
 def save_part(folder: Path, index: int, vectors: NDArray[np.float32]) -> None:

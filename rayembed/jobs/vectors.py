@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
 from rayembed.config import Experiment
 from rayembed.data.prompts import passage_text, query_text
 from rayembed.data.storage import fingerprint, write_atomic
-from rayembed.data.store import Store
+from rayembed.data.store import Int64s, Store
 from rayembed.jobs.shipping import absolute, received, shipped
 from rayembed.jobs.units import Unit, Work, run_units
 from rayembed.jobs.vector_files import Vectors, part_name, rows_of_parts, save_part
@@ -93,7 +94,7 @@ def encode_stores(experiment: Experiment, wanted: Sequence[Wanted], *, model: st
     found, units, stores = list[Vectors](), list[Unit](), list[tuple[str, str, int]]()
     for own in wanted:
         length = own.max_len or experiment.max_len(own.side)
-        _check_lengths(experiment, own.side, length, name)
+        check_lengths(experiment, own.side, length, name)
         depends_on = _depends_on(experiment, own, name, length)
         folder = Path(experiment.cache()) / f"vectors-{fingerprint(depends_on)}"
         write_atomic(folder / "depends_on.json", json.dumps(depends_on, indent=1).encode())
@@ -134,7 +135,18 @@ def _icl_reads(experiment: Experiment) -> dict[str, Any]:
     return {"icl": [icl.icl_suffix_str, [asdict(example) for example in icl.examples_for_task]]}
 
 
-def _check_lengths(experiment: Experiment, side: str, length: int, name: str) -> None:
+def check_lengths(experiment: Experiment, side: str, length: int, name: str) -> None:
+    """Refuses texts that are longer than a model reads.
+
+    Args:
+        experiment: examples of family icl, which come before queries.
+        side: query or passage.
+        length: tokens kept of a text.
+        name: of the model.
+
+    Raises:
+        ValueError: names the setting.
+    """
     remote, setting = experiment.model.trust_remote_code, f"{side}_max_len"
     icl = icl_section(experiment)
     if side == "query" and icl is not None and icl.examples_for_task:
@@ -176,6 +188,31 @@ def _texts_fingerprint(store: Store) -> str:
     return digest.hexdigest()[:16]
 
 
+class TextReader:
+    """Texts of stores to token ids, as mining and evaluation put them to the model."""
+
+    def __init__(self, experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._model, self._tokenizer = experiment.model, tokenizer
+        self._reader = reader_of(experiment, tokenizer)
+        self._examples = "" if self._reader is None else task_examples(experiment, self._reader)
+
+    def __call__(self, store: Store, side: str, rows: Int64s, max_len: int) -> list[list[int]]:
+        """Token ids of rows of a store, cut to a length; `side` is query or passage."""
+        texts = self._texts(store, side, rows)
+        if self._reader is None or side != "query":
+            return tokenize(self._tokenizer, texts, max_len) if texts else []
+        return self._reader.tokens(texts, max_len, [self._examples] * len(texts))
+
+    def _texts(self, store: Store, side: str, rows: Int64s) -> list[str]:
+        column = "query" if "query" in store.schema.names else "text"  # training rows have queries
+        found = store.take(rows, [column, *(["prompt"] if side == "query" else [])])
+        texts = found.column(column).to_pylist()
+        if side == "query":
+            prompts = found.column("prompt").to_pylist()
+            return [query_text(self._model, text, prompt) for text, prompt in zip(texts, prompts, strict=True)]
+        return [passage_text(self._model, text) for text in texts]
+
+
 class EncodeWorker:
     """Holds one embedder and encodes parts of stores."""
 
@@ -191,8 +228,7 @@ class EncodeWorker:
         self._model = load_embedder(config, name_or_path=name).to(self._device)
         self._tokenizer = tokenizer_of(config, name_or_path=name)
         self._dtype = resolve_dtype(self._experiment.encode.dtype, self._device)
-        self._reader = reader_of(self._experiment, self._tokenizer)
-        self._examples = "" if self._reader is None else task_examples(self._experiment, self._reader)
+        self._read = TextReader(self._experiment, self._tokenizer)
 
     def __call__(self, spec: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
         """Writes the vectors of one part.
@@ -213,11 +249,11 @@ class EncodeWorker:
     def _of_block(self, wanted: Wanted, block: tuple[int, int], first: int, last: int) -> NDArray[np.float32]:
         """Vectors of those rows of the block that are `first` to `last` - 1."""
         assert wanted.max_len is not None
-        texts = self._texts(wanted, block[0], min(block[1], wanted.store.num_rows))
+        rows = np.arange(block[0], min(block[1], wanted.store.num_rows))
         vectors = encode_ids(
             self._model,
             self._tokenizer,
-            self._ids(texts, wanted.side, wanted.max_len),
+            self._read(wanted.store, wanted.side, rows, wanted.max_len),
             tokens_per_batch=resolve_tokens_per_batch(self._experiment.encode.tokens_per_batch, self._device),
             dtype=self._dtype,
         )
@@ -231,19 +267,3 @@ class EncodeWorker:
                 "another model"
             )
         return own
-
-    def _ids(self, texts: list[str], side: str, max_len: int) -> list[list[int]]:
-        if self._reader is None or side != "query":
-            return tokenize(self._tokenizer, texts, max_len)
-        return self._reader.tokens(texts, max_len, [self._examples] * len(texts))
-
-    def _texts(self, wanted: Wanted, first: int, last: int) -> list[str]:
-        """The texts of rows `first` to `last` - 1 as the model reads them."""
-        model, of_query = self._experiment.model, wanted.side == "query"
-        column = "query" if "query" in wanted.store.schema.names else "text"  # training rows have queries
-        rows = wanted.store.take(np.arange(first, last), [column, *(["prompt"] if of_query else [])])
-        texts = rows.column(column).to_pylist()
-        if of_query:
-            prompts = rows.column("prompt").to_pylist()
-            return [query_text(model, text, prompt) for text, prompt in zip(texts, prompts, strict=True)]
-        return [passage_text(model, text) for text in texts]

@@ -16,6 +16,7 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 from rayembed.config.families import LoraConfig
 from rayembed.models.chunks import Chunk
 from rayembed.models.loading import weights_fingerprint
+from rayembed.models.pickles import tensors_alone
 
 CONFIG, BASE = "adapter_config.json", "adapter_base.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -256,7 +257,8 @@ def _loaded(backbone: nn.Module, folder: str, *, trainable: bool = False) -> Any
     misfit = f"the adapter in {folder} does not fit {type(backbone).__name__}"
     advice = "set model.name_or_path and model.family to what it was trained on"
     try:
-        adapted: Any = peft.PeftModel.from_pretrained(backbone, folder, is_trainable=trainable)
+        with tensors_alone(folder):
+            adapted: Any = peft.PeftModel.from_pretrained(backbone, folder, is_trainable=trainable)
     except KeyError as error:  # rows of tokens
         raise ValueError(f"{misfit}: {error} has no counterpart; {advice}") from error
     saved = peft.utils.load_peft_weights(folder, device="cpu")

@@ -191,20 +191,46 @@ def pad_chunks(
         texts_per_chunk: texts in a chunk. None: no limit.
         tokens_per_chunk: tokens in a chunk, padding included; a chunk has at least one text. None: no limit.
     """
-    multiple = pad_to_multiple_of or 1
-    descending = _longest_first(texts)
-    chunks, start = [], 0
-    while start < len(descending):
-        length = -(-len(texts[descending[start]]) // multiple) * multiple
-        count = min(texts_per_chunk or len(texts), len(descending) - start)
-        if tokens_per_chunk is not None:
-            count = max(1, min(count, tokens_per_chunk // length))
-        rows = descending[start : start + count]
+    multiple, chunks = pad_to_multiple_of or 1, []
+    groups = padded_groups(
+        [len(text) for text in texts],
+        pad_to_multiple_of=multiple,
+        texts_per_chunk=texts_per_chunk,
+        tokens_per_chunk=tokens_per_chunk,
+    )
+    for rows in groups:
+        length = -(-len(texts[rows[0]]) // multiple) * multiple
         ids, mask = _pad([texts[i] for i in rows], length, pad_token, padding_side)
         kinds = None if types is None else _pad([types[i] for i in rows], length, 0, padding_side)[0]
         chunks.append(Chunk(ids, mask, kinds))
+    return TokenBatch(tuple(chunks), _order([row for rows in groups for row in rows]))
+
+
+def padded_groups(
+    lengths: Sequence[int],
+    *,
+    pad_to_multiple_of: int = 1,
+    texts_per_chunk: int | None = None,
+    tokens_per_chunk: int | None = None,
+) -> list[list[int]]:
+    """Which of N texts `pad_chunks` puts into each chunk, by their numbers.
+
+    Args:
+        lengths: tokens of each text.
+        pad_to_multiple_of: as there.
+        texts_per_chunk: as there.
+        tokens_per_chunk: as there.
+    """
+    descending = _longest_first(lengths)
+    groups, start = [], 0
+    while start < len(descending):
+        length = -(-lengths[descending[start]] // pad_to_multiple_of) * pad_to_multiple_of
+        count = min(texts_per_chunk or len(lengths), len(descending) - start)
+        if tokens_per_chunk is not None:
+            count = max(1, min(count, tokens_per_chunk // length))
+        groups.append(descending[start : start + count])
         start += count
-    return TokenBatch(tuple(chunks), _order(descending))
+    return groups
 
 
 def pack_chunks(
@@ -223,7 +249,7 @@ def pack_chunks(
         tokens_per_chunk: most tokens in a chunk; a chunk has at least one text. There are as few chunks as can be, the
             largest as small as can be. None: no limit.
     """
-    descending = _longest_first(texts)
+    descending = _longest_first([len(text) for text in texts])
     counts = _evenly([len(texts[i]) for i in descending], texts_per_chunk, tokens_per_chunk)
     parts = [descending[first:last] for first, last in pairwise([0, *accumulate(counts)])]
     limited = texts_per_chunk is not None or tokens_per_chunk is not None
@@ -270,8 +296,8 @@ def _joined(rows: Sequence[Sequence[int]]) -> Tensor:
     return torch.from_numpy(np.concatenate(rows).astype(np.int64))
 
 
-def _longest_first(texts: Sequence[Sequence[int]]) -> list[int]:
-    return sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+def _longest_first(lengths: Sequence[int]) -> list[int]:
+    return sorted(range(len(lengths)), key=lambda i: -lengths[i])
 
 
 def _order(descending: list[int]) -> Tensor:

@@ -28,6 +28,7 @@ from rayembed.models.decoders import append_eos, set_bidirectional, takes_positi
 from rayembed.models.embedder import Embedder
 from rayembed.models.families import FAMILIES
 from rayembed.models.packing import first_position
+from rayembed.models.pickles import tensors_alone
 
 logger = logging.getLogger(__name__)
 PACKAGE = "package://"
@@ -256,7 +257,7 @@ def load_backbone(
             bnb_4bit_compute_dtype=in_4bit,
         )
     backbone: nn.Module
-    with _without_load_report():
+    with _without_load_report(), tensors_alone(name):
         backbone, told = auto_class.from_pretrained(
             resolve(name),
             config=found,

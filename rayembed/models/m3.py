@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from rayembed.models.chunks import Chunk, Packed, TokenBatch
 from rayembed.models.embedder import Embedder
 from rayembed.models.loading import resolve
+from rayembed.models.pickles import tensors_alone
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +205,8 @@ def _new_linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Lin
 
 
 def _stored_linear(file: Path, inputs: int) -> nn.Linear:
-    stored = torch.load(file, map_location="cpu", weights_only=True)
+    with tensors_alone(str(file)):
+        stored = torch.load(file, map_location="cpu", weights_only=True)
     shapes = {name: tuple(value.shape) for name, value in stored.items()}
     outputs = shapes.get("bias", (0,))[0]
     if shapes != {"weight": (outputs, inputs), "bias": (outputs,)}:

@@ -25,6 +25,7 @@ from rayembed.models.families import FAMILIES
 from rayembed.models.loading import check_length, load_config, load_tokenizer, resolve
 from rayembed.models.pair_scorer import PairScorer
 from rayembed.models.pairs import ANSWER, PROMPT, SEPARATOR, PairLayout, PairReading, layout_of
+from rayembed.models.pickles import tensors_alone
 from rayembed.models.settings_file import read_settings
 
 Pairs = Sequence[tuple[str, str]]
@@ -225,9 +226,10 @@ def load_reranker(
         ValueError: the model cannot give one score a pair.
     """
     facts, remote, reading = KINDS[kind], config.trust_remote_code, reading or teacher_reading(config)
-    backbone: nn.Module = getattr(transformers, facts.auto_class).from_pretrained(
-        resolve(config.model), dtype=torch.float32, trust_remote_code=remote
-    )
+    with tensors_alone(config.model):
+        backbone: nn.Module = getattr(transformers, facts.auto_class).from_pretrained(
+            resolve(config.model), dtype=torch.float32, trust_remote_code=remote
+        )
     facts.check(config.model, backbone)
     tokenizer = _tokenizer(config, reading, decoder=facts.answers)
     scorer = PairScorer(backbone, answer=answer_token(tokenizer) if facts.answers else None)

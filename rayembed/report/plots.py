@@ -52,15 +52,15 @@ def curve(name: str, steps: Sequence[int], values: Sequence[float], *, label: st
         label: what the image shows, for readers who do not see it.
     """
     x, mean, low, high = spans(np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64))
-    with _style(name):
-        figure, axes = _empty()
+    with page_style(name):
+        figure, axes = empty_axes()
         if len(x) < len(steps):
             axes.fill_between(x, low, high, color=POSITIVE, alpha=0.25, linewidth=0)
         axes.plot(x, mean, color=POSITIVE, linewidth=1.5, marker="o" if len(x) == 1 else "")
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.margins(x=0.01)
-        return _svg(figure, name, label)
+        return as_svg(figure, name, label)
 
 
 def spans(
@@ -87,8 +87,8 @@ def similarities(name: str, summary: dict[str, Any], *, x_limits: tuple[float, f
         label: what the image shows, for readers who do not see it.
     """
     edges = np.asarray(summary["edges"])
-    with _style(name):
-        figure, axes = _empty()
+    with page_style(name):
+        figure, axes = empty_axes()
         for side, (colour, line) in SIDES.items():
             # density, because the bins of the two models differ in width
             density = np.asarray(summary[side]["histogram"]) / np.diff(edges)
@@ -101,7 +101,7 @@ def similarities(name: str, summary: dict[str, Any], *, x_limits: tuple[float, f
         axes.set_ylabel("density of pairs")
         axes.set_xlabel("similarity (upright lines: means)")
         figure.legend(loc="outside upper right", ncols=2, reverse=True)
-        return _svg(figure, name, label)
+        return as_svg(figure, name, label)
 
 
 def histogram(
@@ -123,8 +123,8 @@ def histogram(
         label: what the image shows, for readers who do not see it.
         mark: x value of an upright line; the axis is widened to show it. None: no line.
     """
-    with _style(name):
-        figure, axes = _empty()
+    with page_style(name):
+        figure, axes = empty_axes()
         for side, own in counts.items():
             colour, line = SIDES[side]
             shares = np.asarray(own) / max(sum(own), 1)
@@ -139,7 +139,7 @@ def histogram(
         axes.set_xlabel(x_label)
         if len(counts) > 1:
             figure.legend(loc="outside upper right", ncols=2, reverse=True)
-        return _svg(figure, name, label)
+        return as_svg(figure, name, label)
 
 
 def differences(name: str, values: Sequence[float], *, label: str) -> Markup:
@@ -153,8 +153,8 @@ def differences(name: str, values: Sequence[float], *, label: str) -> Markup:
     places = np.arange(len(values), dtype=np.float64)
     _, ordered, _, _ = spans(places, np.sort(np.asarray(values, dtype=np.float64))[::-1])
     edges = np.linspace(0, len(values), num=len(ordered) + 1)
-    with _style(name):
-        figure, axes = _empty()
+    with page_style(name):
+        figure, axes = empty_axes()
         axes.stairs(np.maximum(ordered, 0), edges, fill=True, color=POSITIVE, linewidth=0)
         axes.stairs(np.minimum(ordered, 0), edges, fill=True, color=NEGATIVE, linewidth=0)
         axes.axhline(0, color=INK, linewidth=0.8)
@@ -162,20 +162,29 @@ def differences(name: str, values: Sequence[float], *, label: str) -> Markup:
         axes.set_ylabel("tuned minus base")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.margins(x=0.01)
-        return _svg(figure, name, label)
+        return as_svg(figure, name, label)
 
 
-def _style(name: str) -> AbstractContextManager[None]:
+def page_style(name: str) -> AbstractContextManager[None]:
+    """How a plot with a name of its own on the page is drawn."""
     settings: Any = STYLE | {"svg.hashsalt": name}  # the salt makes ids of clip paths the same at every build
     return matplotlib.rc_context(settings)
 
 
-def _empty() -> tuple[Figure, Axes]:
+def empty_axes() -> tuple[Figure, Axes]:
+    """A figure of the page's size with one plot."""
     figure = Figure(figsize=SIZE, layout="constrained")
     return figure, figure.add_subplot()
 
 
-def _svg(figure: Figure, name: str, label: str) -> Markup:
+def as_svg(figure: Figure, name: str, label: str) -> Markup:
+    """What stands inside the page.
+
+    Args:
+        figure: drawn within `page_style`.
+        name: unique on the page; begins the ids inside the SVG.
+        label: what the image shows, for readers who do not see it.
+    """
     buffer = io.StringIO()
     metadata: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # same data, same bytes
     figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)

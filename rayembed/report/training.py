@@ -1,4 +1,4 @@
-"""Training in figures: curves and throughput from train/metrics.jsonl."""
+"""Training in figures: curves and throughput from train/metrics.jsonl, the dev metric from train/evaluations.jsonl."""
 
 import math
 import statistics
@@ -41,8 +41,15 @@ class TrainingSection:
     panels: list[Panel]
 
 
-def training_section(rows: Iterable[dict[str, Any]]) -> TrainingSection | None:
-    """Facts and curves; None if there are no rows. A step that is there twice counts once, as it ran last."""
+def training_section(
+    rows: Iterable[dict[str, Any]], evaluations: Iterable[dict[str, Any]] = ()
+) -> TrainingSection | None:
+    """Facts and curves; None if there are no rows. A step that is there twice counts once, as it ran last.
+
+    Args:
+        rows: of the steps.
+        evaluations: on the dev split; those that are of the same texts and metric as the last one are shown.
+    """
     total, by_step = 0, {}
     for row in rows:
         total += 1
@@ -51,9 +58,46 @@ def training_section(rows: Iterable[dict[str, Any]]) -> TrainingSection | None:
         return None
     ordered = [by_step[step] for step in sorted(by_step)]
     panels = [panel for column in PANELS if (panel := _panel(column, ordered)) is not None]
+    judged = _alike([*evaluations])
+    if judged:
+        panels.insert(1, _dev_panel(judged))
     span = len(ordered) / plots.POINTS
     note = f"Lines are means over about {span:.3g} steps, bands their range." if span > 1 else ""
-    return TrainingSection(facts=_facts(ordered, repeated=total - len(ordered)), note=note, panels=panels)
+    facts = [*_facts(ordered, repeated=total - len(ordered)), *_dev_facts(judged)]
+    return TrainingSection(facts=facts, note=note, panels=panels)
+
+
+def _alike(evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """In the order of steps, those that can be compared with the last one."""
+    found = {
+        line["step"]: line
+        for line in evaluations
+        if (line["metric"], line["of"]) == (evaluations[-1]["metric"], evaluations[-1]["of"])
+    }
+    return [found[step] for step in sorted(found)]
+
+
+def _dev_panel(lines: list[dict[str, Any]]) -> Panel:
+    metric = lines[-1]["metric"]
+    title, values = wording.metric_label(metric), [line["eval"][metric] for line in lines]
+    label = f"{title} over {len(lines):,} evaluations, from {values[0]:.4g} to {values[-1]:.4g}"
+    image = plots.curve("train-dev", [line["step"] for line in lines], values, label=label)
+    return Panel(title=f"{title} on the dev split", caption=lines[-1]["of"], image=image)
+
+
+def _dev_facts(lines: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    if not lines:
+        return []
+    last, metric = lines[-1], lines[-1]["metric"]
+    best = max(lines, key=lambda line: float(line["eval"][metric]))  # of equal ones the first
+    figures = " → ".join(f"{line['eval'][metric]:.4f} (step {line['step']:,})" for line in (lines[0], best, last))
+    facts = [(f"dev {wording.metric_label(metric)}, first, best and last", figures), ("dev split", last["of"])]
+    if last.get("stopped_early"):
+        facts.append(("stopped early", f"after step {last['step']:,}: evaluations were no better"))
+    if last.get("model_step", last["step"]) != last["step"]:
+        step = last["model_step"]
+        facts.append(("the model is that of", f"step {step:,}" if step else "no step: the base model was the best"))
+    return facts
 
 
 def _panel(column: str, rows: list[dict[str, Any]]) -> Panel | None:

@@ -5,6 +5,7 @@ on the same number of workers alone, or after a conversion of the whole checkpoi
 Here each worker maps the files of all, and takes from them what its own share is made of.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from rayembed.models.pickles import tensors_alone
 
 FOLDER = "state"
 WEIGHT, MOMENTS = "fp32", ("exp_avg", "exp_avg_sq")
@@ -63,6 +66,17 @@ class Saved:
         """Trained weights (none of ZeRO 3), buffers, schedule, counters."""
 
         self.num_workers = int(self.model["dp_world_size"])
+
+    def check_pickles(self) -> None:
+        """Refuses a checkpoint that holds more than DeepSpeed writes, before DeepSpeed reads it and runs what is there.
+
+        Raises:
+            ValueError: names the file, and what it would run.
+        """
+        for path in sorted(self._folder.glob("*.pt")):
+            rank = re.match(r"(?:\w+_)?zero_pp_rank_(\d+)_", path.name)
+            if rank is None or int(rank[1]) < self.num_workers:  # others were left by a run of more workers
+                _mapped(path)
 
     @cached_property
     def shares(self) -> list[dict[str, Any]]:
@@ -185,6 +199,7 @@ class Saved:
 
 
 def _mapped(path: Path) -> dict[str, Any]:
-    # DeepSpeed pickles classes of its own (slices of parameters), so not weights_only; the run folder is the user's.
-    found: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
+    """A file of DeepSpeed; its tensors stay on disk. Classes that it may hold are those of torch's `safe_globals`."""
+    with tensors_alone(str(path)):
+        found: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     return found

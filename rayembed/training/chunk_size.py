@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rayembed.data import mirror
 from rayembed.data.storage import write_atomic
 from rayembed.models.chunks import TokenBatch
 from rayembed.models.encoding import autocast
@@ -120,7 +121,7 @@ def choose(measured: Callable[[int], tuple[float, int]], *, first: int, budget: 
 
 def _known(file: Path, here: dict[str, Any]) -> int:
     """The number of a file that was written on as many workers of this kind; else 0."""
-    if not file.exists():
+    if not mirror.here(file).exists():
         return 0
     found = json.loads(file.read_text())
     return int(found["tokens_per_chunk"]) if all(found.get(key) == value for key, value in here.items()) else 0

@@ -20,10 +20,17 @@ if not torch.cuda.is_available():  # silences DeepSpeed's guess; on a GPU machin
 
 import deepspeed
 import deepspeed.ops
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 
 if not torch.cuda.is_available():
     # An operator that DeepSpeed would compile for 40 s at its first use on a CPU, and that gloo makes unnecessary.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+# What DeepSpeed's checkpoints hold beside tensors. It loads them by pickle (weights_only=False), which would run any
+# program that someone put there: so they are read by torch first, which knows no class but these.
+torch.serialization.add_safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address])
 
 
 class Engine:
@@ -148,7 +155,7 @@ class Engine:
         """Of the next update."""
         return float(self._engine.get_lr()[0])
 
-    def save(self, folder: Path, state: dict[str, int]) -> None:
+    def save(self, folder: Path, state: dict[str, Any]) -> None:
         """Writes this worker's share of trained weights, optimiser and schedule, and `state`. All workers call it.
 
         Frozen weights are left out: whoever goes on builds the same model.
@@ -170,16 +177,18 @@ class Engine:
         finally:
             hook.remove()
 
-    def load(self, folder: Path) -> dict[str, int]:
+    def load(self, folder: Path) -> dict[str, Any]:
         """Restores what `save` wrote, on any number of workers, and gives `state` back with the number as "workers".
 
         On the same number the run goes on bit by bit, on another one to the rounding of sums over workers.
 
         Raises:
             FileNotFoundError: the folder holds no checkpoint, or not all of it.
-            ValueError: the checkpoint is of a model that trains other weights, or of another ZeRO stage.
+            ValueError: the checkpoint is of a model that trains other weights, of another ZeRO stage, or holds more
+                than DeepSpeed writes.
         """
         saved = Saved(folder)
+        saved.check_pickles()
         if self.stage and saved.num_workers != self._engine.seq_dp_world_size:
             state = self._load_from_others(saved)
         else:

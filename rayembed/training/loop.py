@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -43,15 +44,12 @@ from rayembed.training.compiling import compile_layers
 from rayembed.training.engine import Engine
 from rayembed.training.grad_cache import cached_backward
 from rayembed.training.in_context import InContext
-from rayembed.training.leaving import LeftError
 from rayembed.training.memory import optimizer_bytes
-from rayembed.training.meter import Meter
 from rayembed.training.objective import Objective, negatives_per_query
 from rayembed.training.packed import equal_chunks, reads_packed
-from rayembed.training.saves import Saves, never
+from rayembed.training.pauses import Pauses, Report, Told, last_evaluation, no_checkpoint, told_nobody
+from rayembed.training.saves import never
 from rayembed.training.turns import Turns
-
-Report = Callable[[Engine, dict[str, int], float], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +70,21 @@ class Worker:
     notice: Callable[[], bool] = never
     """Whether a worker's machine will be taken away; called by all workers at the same steps."""
 
+    dev: Path | None = None
+    """Folder of the dev split. None: nothing is evaluated."""
+
+    base: Path | None = None
+    """File that worker 0 writes the base model's figures to, for other trainings. None: nowhere."""
+
+    base_figures: dict[str, float] | None = None
+    """What that file held when the job started; the base model is then not evaluated again."""
+
+    told: Told = told_nobody
+    """Takes the figures of evaluations that no checkpoint is made of."""
+
+    checkpoint_of: Callable[[int], AbstractContextManager[Path]] = no_checkpoint
+    """Folder of the checkpoint that was made of an evaluation, by its step; for train.load_best_model_at_end."""
+
 
 def train(experiment: Experiment, worker: Worker, *, resume_from: Path | None, checkpoint: Report) -> None:
     """Trains to the end and writes the model.
@@ -80,8 +93,7 @@ def train(experiment: Experiment, worker: Worker, *, resume_from: Path | None, c
         experiment: its `train` section is there.
         worker: this worker's place and folders.
         resume_from: a checkpoint of this run, of any number of workers. None: from the base model.
-        checkpoint: called by all workers where a checkpoint is due, with the engine, {"step": steps done} and the mean
-            loss since the one before.
+        checkpoint: called by all workers where a checkpoint is due.
 
     Raises:
         FloatingPointError: the loss or the gradient is not a number; the message names step, batch and rows.
@@ -110,14 +122,22 @@ def train(experiment: Experiment, worker: Worker, *, resume_from: Path | None, c
     objective = Objective(experiment, guide=guide)
     engine = Engine(model, config, settings, total_steps=total_steps, device=worker.device)
     found = {"step": 0, "workers": worker.world_size} if resume_from is None else engine.load(resume_from)
-    done = found["step"]
-    if worker.rank == 0:
-        logging.getLogger("rayembed").info(_opening(experiment, source, total_steps, found))
-        with MetricsLog(worker.train_folder, last_step=done) as log:
-            _steps(experiment, worker, source, engine, objective, done, total_steps, checkpoint, log)
-    else:
-        _steps(experiment, worker, source, engine, objective, done, total_steps, checkpoint, None)
-    _finish(experiment, worker, engine)
+    with _log(worker, found, _opening(experiment, source, total_steps, found)) as log:
+        pauses = Pauses(experiment, worker, engine, checkpoint, log, found=found, total_steps=total_steps)
+        if not pauses.at(found["step"]):
+            _steps(experiment, worker, source, engine, objective, pauses, log)
+    if pauses.written_step:
+        with worker.checkpoint_of(pauses.written_step) as folder:
+            engine.load(folder)
+    _finish(experiment, worker, engine, as_built=pauses.written_step == 0)
+
+
+def _log(worker: Worker, found: dict[str, Any], opening: str) -> AbstractContextManager[MetricsLog | None]:
+    """Of worker 0, which also tells what is begun; the others have none."""
+    if worker.rank:
+        return nullcontext()
+    logging.getLogger("rayembed").info(opening)
+    return MetricsLog(worker.train_folder, last_step=found["step"], last_evaluation=last_evaluation(found))
 
 
 def _steps(
@@ -126,17 +146,14 @@ def _steps(
     source: BatchSource,
     engine: Engine,
     objective: Objective,
-    done: int,
-    total_steps: int,
-    checkpoint: Report,
+    pauses: Pauses,
     log: MetricsLog | None,
 ) -> None:
-    config = experiment.train
+    config, done, total_steps = experiment.train, pauses.step, pauses.total_steps
     assert config is not None
     accumulation = config.gradient_accumulation_steps
     progress = Progress("train", total_steps, unit="steps", done=done, every_seconds=15)
-    meter, alarms, names = Meter(worker.device), Alarms(), list[str]()
-    saves = Saves(config, rank=worker.rank, notice=worker.notice)
+    meter, saves, alarms, names = pauses.meter, pauses.saves, Alarms(), list[str]()
     batches = source.ahead(done * accumulation, total_steps * accumulation)
     for number, host_batch in enumerate(batches, start=done * accumulation):
         _seed_dropout(experiment.seed, number, worker.rank)
@@ -173,10 +190,8 @@ def _steps(
             log.write(figures, dataset=of, alarms=raised)
             progress.add(1, _detail(figures, of), force=now)
         names = []
-        if saves.due(done, reading.flags) and done < total_steps:
-            checkpoint(engine, {"step": done}, saves.mean_loss())
-            if reading.flags[0]:
-                raise LeftError(f"a worker got SIGTERM and left; the checkpoint of step {done} was saved before")
+        if pauses.at(done, reading.flags):
+            break
 
 
 def _backward(engine: Engine, batch: Batch, judge: Judge, *, cached: bool) -> torch.Tensor:
@@ -269,7 +284,7 @@ def _seed_dropout(seed: int, batch: int, rank: int) -> None:
     torch.manual_seed(int(state >> np.uint64(1)))
 
 
-def _opening(experiment: Experiment, source: BatchSource, total_steps: int, found: dict[str, int]) -> str:
+def _opening(experiment: Experiment, source: BatchSource, total_steps: int, found: dict[str, Any]) -> str:
     plan = source.plan
     negatives = " or ".join(f"{number:,}" for number in _negatives(experiment, source))
     resumed = f", resumed after step {found['step']:,}" if found["step"] else ""
@@ -317,8 +332,11 @@ def _build(experiment: Experiment) -> nn.Module:
     return build_model(experiment)
 
 
-def _finish(experiment: Experiment, worker: Worker, engine: Engine) -> None:
-    """Writes the model and, for the check at export, the vectors that its trained weights give here and now."""
+def _finish(experiment: Experiment, worker: Worker, engine: Engine, *, as_built: bool) -> None:
+    """Writes the model and, for the check at export, the vectors that its trained weights give here and now.
+
+    With `as_built` the model as it was before its first step.
+    """
     give_back_freed_memory()
     tokenizer, in_4bit = build_tokenizer(experiment), experiment.lora is not None and experiment.lora.load_in_4bit
     turns = Turns(worker.train_folder, rank=worker.rank, device=worker.device)
@@ -328,7 +346,7 @@ def _finish(experiment: Experiment, worker: Worker, engine: Engine) -> None:
     turns.wait()
     own = {} if model is None else dict(model.named_parameters())
     for name, value in engine.trained():
-        if own:
+        if own and not as_built:
             own[name].data.copy_(value)
     if model is not None:
         save_model(model, tokenizer, experiment, worker.model_folder)  # first: what was trained for hours is kept

@@ -34,6 +34,10 @@ class Meter:
         self._counts = np.zeros(3)
         self._start = time.monotonic()
 
+    def restart(self) -> None:
+        """Begins the clock anew: what was between two steps is of neither."""
+        self._start = time.monotonic()
+
     def add(self, loss: torch.Tensor, batch: Batch) -> None:
         """Takes this worker's part of a batch."""
         self._losses.append(loss.detach())

@@ -4,6 +4,7 @@ Clocks and signals differ between workers, so each says what it knows in the met
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -39,6 +40,9 @@ class Saves:
         """
         self._train, self._clock_counts, self._notice, self._clock = train, rank == 0, notice, clock
         self._saved, self._noticed = clock(), False
+        self.hurried = False
+        """Whether what was due last cannot wait: a worker or its machine is about to go."""
+
         self._asked: float | None = None
         self._losses: list[float] = []
 
@@ -47,8 +51,8 @@ class Saves:
         self._losses.append(loss)
 
     def mean_loss(self) -> float:
-        """Over the steps since it was asked for last: since the last checkpoint."""
-        found = sum(self._losses) / len(self._losses)
+        """Over the steps since it was asked for last: since the last checkpoint; not a number where there are none."""
+        found = sum(self._losses) / len(self._losses) if self._losses else math.nan
         self._losses = []
         return found
 
@@ -67,10 +71,11 @@ class Saves:
             flags: what any worker said.
         """
         leave, over, ask = flags
+        self.hurried = leave
         if ask:
             self._asked = self._clock()
             if self._notice() and not self._noticed:
-                self._noticed = over = True
+                self._noticed = self.hurried = over = True
                 logging.getLogger("rayembed").warning(
                     "train: a machine of this run is about to be taken away; saving a checkpoint after step %d", step
                 )

@@ -6,6 +6,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from rayembed.data import mirror
+from rayembed.data.copies import is_mirrored
+
 EVERY_SECONDS = 0.2
 
 
@@ -25,6 +28,7 @@ class Turns:
             device: of this worker.
         """
         self._folder, self._rank = folder, rank
+        self._begin = "turn" if is_mirrored(folder) else ".turn"  # a dot: of this machine alone
         self._alone = not dist.is_initialized() or dist.get_world_size() == 1
         self._turn = 0
         drawn = torch.tensor(time.time_ns(), device=device)
@@ -37,11 +41,12 @@ class Turns:
         if self._alone:
             return
         self._turn += 1
-        file = self._folder / f".turn-{self._name}-{self._turn}"
+        file = self._folder / f"{self._begin}-{self._name}-{self._turn}"
         if self._rank == 0:
             file.touch()
-        while not file.exists():
+            mirror.send(file)
+        while not mirror.is_there(file):
             time.sleep(EVERY_SECONDS)
         dist.barrier()
         if self._rank == 0:
-            file.unlink()
+            mirror.remove(file)

@@ -6,14 +6,16 @@ import time
 
 import ray
 
-from rayembed.config.ray import RayConfig
+from rayembed.config import Experiment
+from rayembed.config.model import ModelConfig
 from rayembed.jobs.session import ray_session
 
 
 def main() -> None:
     """Prints the seconds of each."""
+    experiment = Experiment(output_dir="runs/ray-start", model=ModelConfig(name_or_path="none"))
     start = time.monotonic()
-    with ray_session(RayConfig()):
+    with ray_session(experiment):
         started = time.monotonic()
         ray.get(ray.remote(_answer).remote())
         answered = time.monotonic()

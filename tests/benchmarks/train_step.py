@@ -34,6 +34,7 @@ from torch import nn
 
 from rayembed.config.model import ModelConfig
 from rayembed.models.loading import architecture, dropout_keys, load_config, resolve, tokenizer_of
+from rayembed.training.allocation import ONE_ARENA
 from tests.benchmarks import train_step_rows as rows_of
 from tests.benchmarks.medquad_subset import read_beir
 from tests.benchmarks.train_step_contestants import Told
@@ -77,6 +78,8 @@ class Contestant:
         Path(told.scratch).mkdir()
         command = [sys.executable, "-m", "tests.benchmarks.train_step_contestants", json.dumps(asdict(told))]
         variables = {**os.environ, "OMP_NUM_THREADS": str(told.threads), "HF_HUB_OFFLINE": "1"}
+        if told.name.startswith("ours"):
+            variables |= ONE_ARENA  # as each of our training workers
         self._log = log
         with log.open("wb") as errors:
             self._process = subprocess.Popen(

@@ -55,6 +55,30 @@ REFUSED: list[tuple[dict[str, Any], str, dict[str, Any]]] = [  # what is refused
         "train.guide_model would read examples and suffix",
         {"model": of("decoder")},
     ),
+    ({"train": {"eval_steps": 5}}, "data.evaluation is null; set it to a BEIR folder", {"data": {"evaluation": "b"}}),
+    (
+        {**RERANKER, "data": {"evaluation": "b"}, "train": {"eval_steps": 5}},
+        "a reranker-encoder has no vectors to rank passages by",
+        {"train": {"eval_steps": None}},
+    ),
+    *(
+        (
+            {"data": {"evaluation": "b"}, "train": {name: value}},
+            f"train.{name} is of evaluations during training, and train.eval_steps is null",
+            {"train": {name: value, "eval_steps": 5}},
+        )
+        for name, value in (
+            ("eval_passages", 100),
+            ("eval_queries", 10),
+            ("early_stopping_patience", 2),
+            ("load_best_model_at_end", True),
+        )
+    ),
+    (
+        {"train": {"metric_for_best_model": "loss"}},
+        "should match pattern",
+        {"train": {"metric_for_best_model": "mrr@1"}},
+    ),
     ({"train": {"loss_type": "pointwise_bce"}}, "pointwise_bce is of rerankers", {"model": of("reranker-encoder")}),
     (
         {"model": of("m3"), "train": {"loss_type": "improved_info_nce"}},

@@ -23,7 +23,7 @@ from tests.models.tiny_architectures import save_tiny
 ROOT = Path(__file__).parents[2]
 FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml"))
 RECIPES = {Path(file).stem: file for file in FILES if Path(file).parent.name == "recipes"}
-JOBS = ("harvest", "mine", "score", "train", "evaluate", "export")
+JOBS = ("harvest", "mine", "score", "tune", "train", "evaluate", "export")
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,8 @@ def overrides(recipe: Experiment, checkpoints: dict[str, Path], beir: Path, out:
         rows = beir.with_name("labels.jsonl")
         rows.write_text('{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n')
         changed["evaluate.tasks"] = f"[{{name: heaps, kind: clustering, test: [{rows}]}}]"
+    if recipe.tune is not None:  # of which the toy data have none
+        changed["data.dev_split"] = "train"
     if recipe.mine is None:  # the toy data bring no negatives
         changed["data.train_group_size"] = 1
     if recipe.global_batch_size() > 64:  # there are 80 rows

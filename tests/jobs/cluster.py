@@ -58,12 +58,17 @@ def _title(process: psutil.Process) -> str:
 
 
 @contextmanager
-def cluster(num_nodes: int) -> Iterator[Nodes]:
-    """Nodes that live as long as the block."""
+def cluster(num_nodes: int, *, scratch: Path | None = None) -> Iterator[Nodes]:
+    """Nodes that live as long as the block.
+
+    Args:
+        num_nodes: worker nodes.
+        scratch: each worker node has a folder of its own in it for RAYEMBED_SCRATCH. None: that of this process.
+    """
     temporary = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # paths of sockets must be short
     (temporary / "ray").mkdir()
     environment = {**os.environ, "RAY_TMPDIR": str(temporary)}
-    command = [sys.executable, "-m", "tests.jobs.cluster", str(num_nodes)]
+    command = [sys.executable, "-m", "tests.jobs.cluster", str(num_nodes), *([] if scratch is None else [str(scratch)])]
     with (temporary / "log").open("wb") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
@@ -80,12 +85,15 @@ def cluster(num_nodes: int) -> Iterator[Nodes]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def serve(num_nodes: int) -> None:
+def serve(num_nodes: int, scratch: str | None = None) -> None:
     """Makes the nodes, says their address, and does what standard input says until it ends."""
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    workers = [made.add_node(num_cpus=1) for _ in range(num_nodes)]
+    workers = []
+    for number in range(num_nodes):
+        own = {} if scratch is None else {"env_vars": {"RAYEMBED_SCRATCH": f"{scratch}/{number}"}}
+        workers.append(made.add_node(num_cpus=1, **own))
     _say(made.address)
     for line in sys.stdin:
         if line.strip() == "remove":
@@ -102,4 +110,4 @@ def _say(word: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]))
+    serve(int(sys.argv[1]), *sys.argv[2:])

@@ -106,7 +106,7 @@ def test_what_a_killed_call_left_is_no_obstacle(tmp_path: Path, monkeypatch: pyt
     pieces = [tmp_path / f"piece-{i}" for i in range(5)]
     for i, piece in enumerate(pieces):
         write_run(piece, keys_of((i, i)), np.array([i], np.float32))
-    for left in ("run.merged", "run.merged.groups/0-00000", "run.merged.groups/0-00001.partial"):
+    for left in (".run.merged", ".run.merged.groups/0-00000", ".run.merged.groups/0-00001.partial"):
         write_run(tmp_path / left, keys_of((9, 9)), np.array([9], np.float32))
     publish(pieces, tmp_path, "run")
     found = PairScores(tmp_path).of_keys(keys_of(*((i, i) for i in range(5)), (9, 9)))

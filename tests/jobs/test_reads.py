@@ -33,7 +33,7 @@ def reads(job: str, experiment: Experiment) -> dict[str, Any]:
     rows, _ = training_rows(experiment, after=())
     if job == "train":
         return train._reads(experiment, rows)
-    return score._reads(experiment, rows)
+    return score.reads(experiment, rows)
 
 
 def model(**changes: Any) -> Change:  # noqa: ANN401 - what YAML may hold

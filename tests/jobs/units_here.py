@@ -6,8 +6,13 @@ from collections.abc import Sequence
 from rayembed.jobs.units import Unit, UnitActor, Work
 
 
-def actor_for(work: Work) -> UnitActor:
-    """The actor, with arguments that came as text, as from another machine."""
+def actor_for(work: Work, *, copies: Sequence[Sequence[str]] = ()) -> UnitActor:
+    """The actor, with arguments that came as text, as from another machine.
+
+    Args:
+        work: what it does.
+        copies: of run folders on object stores that the other machine has.
+    """
     return UnitActor(
         worker=work.worker,
         arguments=json.loads(json.dumps(work.arguments)),
@@ -16,6 +21,7 @@ def actor_for(work: Work) -> UnitActor:
         use_gpu=False,
         max_retries=0,
         num_workers=1,
+        copies=copies,
     )
 
 

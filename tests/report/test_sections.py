@@ -221,6 +221,41 @@ def test_long_runs_say_that_lines_are_means() -> None:
     assert "about 2.5 steps" in section.note
 
 
+def evaluation(step: int, value: float, **more: object) -> dict[str, Any]:
+    words = "20 queries of split dev against all 120 passages"
+    return {"step": step, "eval": {"ndcg@10": value, "mrr@10": 0.5}, "metric": "ndcg@10", "of": words, **more}
+
+
+def test_the_dev_metric_is_a_curve_beside_the_loss() -> None:
+    lines = [evaluation(0, 0.5), evaluation(4, 0.7), evaluation(2, 0.6), evaluation(6, 0.7)]
+    section = training_section(training_rows(6), lines)
+    assert section is not None
+    assert [panel.title for panel in section.panels] == ["Loss", "nDCG@10 on the dev split", "Queries a second"]
+    assert section.panels[1].caption == "20 queries of split dev against all 120 passages"
+    assert "over 4 evaluations, from 0.5 to 0.7" in section.panels[1].image
+    facts = dict(section.facts)
+    assert facts["dev nDCG@10, first, best and last"] == "0.5000 (step 0) → 0.7000 (step 4) → 0.7000 (step 6)"
+    assert "stopped early" not in facts
+    assert "the model is that of" not in facts
+
+
+def test_evaluations_of_other_texts_are_not_drawn_beside_the_last_ones() -> None:
+    lines = [evaluation(0, 0.9, of="200 of 3,600 passages"), evaluation(2, 0.6), evaluation(4, 0.7)]
+    section = training_section(training_rows(4), lines)
+    assert section is not None
+    assert "over 2 evaluations, from 0.6" in section.panels[1].image
+
+
+@pytest.mark.parametrize(("step", "words"), [(2, "step 2"), (0, "no step: the base model was the best")])
+def test_the_report_says_which_step_the_model_is_of_and_that_training_stopped_early(step: int, words: str) -> None:
+    lines = [evaluation(0, 0.5), evaluation(2, 0.7), evaluation(4, 0.6, stopped_early=True, model_step=step)]
+    section = training_section(training_rows(4), lines)
+    assert section is not None
+    facts = dict(section.facts)
+    assert facts["stopped early"].startswith("after step 4")
+    assert facts["the model is that of"] == words
+
+
 def test_counts_are_one_table_a_level() -> None:
     stats = {"num_rows": 1000, "dropped": {"is_query": 3, "deep": {"a": 1}}, "model": "m"}
     assert counts_tables(stats) == [

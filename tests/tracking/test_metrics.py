@@ -106,3 +106,27 @@ def test_the_log_is_closed_when_training_fails(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="closed file"):
         metrics.write({"step": 2, "loss": 0.5})
     assert [event.step for event in events(tmp_path) if event.summary.value] == [1]
+
+
+def evaluate(folder: Path, steps: range, *, last_evaluation: int, value: float) -> list[dict[str, float]]:
+    with MetricsLog(folder, last_step=4, last_evaluation=last_evaluation) as metrics:
+        for step in steps:
+            metrics.write_evaluation({"step": step, "eval": {"ndcg@10": value}, "of": "all"})
+    return [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+
+
+def test_evaluations_go_on_where_the_checkpoint_knows_them(tmp_path: Path) -> None:
+    log(tmp_path, range(1, 5), last_step=0)
+    assert not (tmp_path / "evaluations.jsonl").exists(), "nothing was evaluated"
+    found = evaluate(tmp_path, range(0, 5, 2), last_evaluation=-1, value=0.5)
+    assert [line["step"] for line in found] == [0, 2, 4]
+    curve = [(v.tag, e.step, v.simple_value) for e in events(tmp_path) for v in e.summary.value if "eval" in v.tag]
+    assert curve == [("eval/ndcg_10", step, 0.5) for step in (0, 2, 4)], "TensorBoard knows no @"
+    found = evaluate(tmp_path, range(4, 7, 2), last_evaluation=2, value=0.75)
+    assert [(line["step"], line["eval"]) for line in found] == [
+        (0, {"ndcg@10": 0.5}),
+        (2, {"ndcg@10": 0.5}),
+        (4, {"ndcg@10": 0.75}),
+        (6, {"ndcg@10": 0.75}),
+    ]
+    assert evaluate(tmp_path, range(0), last_evaluation=-1, value=0) == [], "a new run"

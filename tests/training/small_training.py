@@ -2,6 +2,7 @@
 
 import json
 import random
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def experiment(
     return Experiment(
         output_dir="unused",
         model=ModelConfig(name_or_path=str(model), pooling=pooling),
-        data=DataConfig(train_group_size=group, query_max_len=10, passage_max_len=24),
+        data=DataConfig(train_group_size=group, query_max_len=10, passage_max_len=24, evaluation="unused"),
         ray=RayConfig(num_workers=workers),
         train=TrainConfig(deepspeed=str(DEEPSPEED / f"zero{stage}.json"), **train),
     )
@@ -92,6 +93,9 @@ class Run:
 
     def checkpoint(self, step: int) -> Path:
         return self.folder / "checkpoints" / f"step-{step}"
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "train" / "evaluations.jsonl").read_text().splitlines()]
 
     def losses(self) -> list[float]:
         return [line["loss"] for line in self.metrics()]
@@ -111,13 +115,14 @@ def train_one(setup: Experiment, run: Run, kill_after: int | None = None, resume
     """The loop in this worker, killed or resumed after a number of steps; at which steps it saved."""
     saved = []
 
-    def save(engine: Engine, state: dict[str, int], loss: float) -> None:
+    def save(engine: Engine, state: dict[str, Any], loss: float, figures: dict[str, float] | None) -> None:
         engine.save(run.checkpoint(state["step"]), state)
         (run.checkpoint(state["step"]) / f"loss-{dist.get_rank()}").write_text(str(loss))
         saved.append(state["step"])
         if state["step"] == kill_after:
             raise KilledError
 
+    dev = run.tokens / "dev"
     worker = Worker(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
@@ -128,6 +133,8 @@ def train_one(setup: Experiment, run: Run, kill_after: int | None = None, resume
         train_folder=run.folder / "train",
         model_folder=run.folder / "model",
         probe_texts=(("abc def", "a"),),
+        dev=dev if setup.train is not None and setup.train.eval_steps is not None else None,
+        checkpoint_of=lambda step: nullcontext(run.checkpoint(step)),
     )
     resume_from = None if resume_after is None else run.checkpoint(resume_after)
     try:

@@ -1,5 +1,6 @@
 """A run goes on with the checkpoint of another number of workers, and ends with the weights of an unbroken one."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from rayembed.models.loading import prepare_for_training
 from rayembed.models.trained import build_model
 from rayembed.training.checkpoints import FOLDER, MOMENTS, WEIGHT, Flat, Piece, Saved
 from rayembed.training.engine import Engine
+from tests.models.test_pickles import Program
 from tests.models.tiny_decoders import qwen_tokenizer, save_decoder
 from tests.training.processes import in_workers
 from tests.training.test_engine import STAGES, Weights, experiment, make_engine, run, weights
@@ -105,8 +107,37 @@ def test_two_workers_then_one_and_one_then_two_end_as_an_unbroken_run(
                     assert largest(*(whole(saved, key, expected) for saved in ends)) < 1e-6, (name, run_of, key)
 
 
+def refusals(models: dict[str, Path], folder: Path) -> dict[str, str]:
+    """What is said of each file of a checkpoint when it holds a program, by stage, on as many workers as wrote it."""
+    told = {}
+    for stage in STAGES:
+        setup, engine = made(models, "frozen positions", stage)
+        run(engine, setup, 0, HALF)
+        own = folder / str(stage)
+        engine.save(own, {"step": 1})
+        assert engine.load(own)["step"] == 1
+        for path in (own / FOLDER).glob("*.pt"):
+            whole_file = path.read_bytes()
+            torch.save({**torch.load(path, weights_only=False), "more": Program(folder / "mark")}, path)
+            try:
+                engine.load(own)
+            except ValueError as error:
+                told[f"{stage}: {path.name}"] = str(error)
+            path.write_bytes(whole_file)
+    return told
+
+
+def test_deepspeed_is_not_given_a_checkpoint_with_a_program(tiny_model: Path, decoder: Path, tmp_path: Path) -> None:
+    """It would run it, as it does where torch is told to trust the file."""
+    (told,) = in_workers(1, refusals, {"frozen positions": tiny_model, "adapter": decoder}, tmp_path)
+    assert sorted(told) == sorted(f"{path.parts[-3]}: {path.name}" for path in tmp_path.rglob("*.pt"))
+    assert len(told) >= 1 + 2 + 2 + 2
+    assert all("posix.system" in words for words in told.values())
+    assert not (tmp_path / "mark").exists()
+
+
 @pytest.fixture
-def written(tmp_path: Path) -> Path:
+def written(tmp_path: Path) -> Iterator[Path]:
     """A checkpoint of ZeRO 1 by three workers: five values over two parameters, of which worker 1 has 2 and 1."""
     names, mapping = ("a", "b"), ([{"a": (0, 2)}], [{"a": (0, 1), "b": (1, 1)}], [{"b": (0, 1)}])
     folder = tmp_path / FOLDER
@@ -127,7 +158,8 @@ def written(tmp_path: Path) -> Path:
             "param_alignment_paddings": [[0, 0]],
         }
         torch.save({"optimizer_state_dict": share}, folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
-    return tmp_path
+    with torch.serialization.safe_globals([SimpleNamespace]):
+        yield tmp_path
 
 
 def test_values_are_found_across_workers_and_padding_is_zero(written: Path) -> None:
@@ -144,6 +176,17 @@ def test_values_are_found_across_workers_and_padding_is_zero(written: Path) -> N
 def test_files_of_more_workers_that_were_killed_are_left_alone(written: Path) -> None:
     (written / FOLDER / "zero_pp_rank_3_mp_rank_00_optim_states.pt").write_bytes(b"half a file")
     assert len(Saved(written).shares) == 3
+
+
+@pytest.mark.parametrize("name", ["mp_rank_00_model_states.pt", "zero_pp_rank_1_mp_rank_00_optim_states.pt"])
+def test_a_program_in_a_checkpoint_is_refused(name: str, written: Path, tmp_path: Path) -> None:
+    """In any file of those workers that count."""
+    Saved(written).check_pickles()
+    mark, path = tmp_path / "mark", written / FOLDER / name
+    torch.save({**torch.load(path, weights_only=True), "more": Program(mark)}, path)
+    with pytest.raises(ValueError, match=rf"{name}: its weights are a pickle that holds more .*posix.system"):
+        Saved(written).check_pickles()
+    assert not mark.exists()
 
 
 def test_a_file_that_is_not_there_is_named(written: Path) -> None:
