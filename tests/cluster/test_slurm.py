@@ -112,6 +112,7 @@ def test_a_machine_without_ray_ends_the_job(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_ray_of_all_machines_runs_the_command_and_ends(tmp_path: Path) -> None:
     with submitted(tmp_path, ["run", "a b.yaml", "x=1"], machines=2, command=LOOKS) as job:
         status = job.process.wait(240)

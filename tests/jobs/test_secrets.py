@@ -83,6 +83,7 @@ def files_with(folder: Path, word: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_nothing_that_is_written_or_told_has_a_secret(
     bucket: str, beir: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
