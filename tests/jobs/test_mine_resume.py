@@ -122,6 +122,7 @@ def test_actors_on_a_cluster_end_with_their_driver(
     assert actors
 
 
+@pytest.mark.long  # 45 s
 def test_a_node_that_is_lost_changes_nothing_in_the_result(
     unbroken: dict[str, str],
     nodes: Nodes,

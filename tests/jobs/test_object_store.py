@@ -176,7 +176,8 @@ def test_killed_half_way_it_goes_on_elsewhere_and_does_nothing_twice(
     assert results(server.files("run"), "mine") == results(files_of(tmp_path / "run"), "mine")
 
 
-@pytest.mark.parametrize("how", [pytest.param("500", marks=pytest.mark.long), "cut"])
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["500", "cut"])
 def test_a_file_that_cannot_be_sent_costs_its_unit_alone(
     failing: Server, done: list[str], make_experiment: MakeExperiment, tmp_path: Path, how: str
 ) -> None:
