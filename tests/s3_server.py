@@ -19,6 +19,21 @@ KEYS = {
     "AWS_SECRET_ACCESS_KEY": "planted-secret-of-the-tests",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
+
+
+def plain_server(monkeypatch: pytest.MonkeyPatch, keys: str) -> Iterator[str]:
+    """URI of a bucket with keys in it, on a server without a proxy, and % for the path below it."""
+    from moto.server import ThreadedMotoServer
+
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = f"scheme=http&endpoint_override={host}:{port}&region=us-east-1&allow_bucket_creation=true"
+    yield f"s3://{keys}@bucket%s?{options}"
+    server.stop()
+
+
 OF_A_CONNECTION = ("connection", "transfer-encoding", "content-length", "expect", "server", "date")
 
 

@@ -20,7 +20,8 @@ def share_casts(model: nn.Module) -> None:
     """
     for module in model.modules():
         names = {name for name, _ in module.named_children()}
-        if any(group <= names for group in SIDE_BY_SIDE):
+        adds_its_input = any(isinstance(child, nn.LayerNorm) for child in module.children())  # ALBERT's: in float32
+        if not adds_its_input and any(group <= names for group in SIDE_BY_SIDE):
             module.register_forward_pre_hook(_cast, with_kwargs=True)
 
 

@@ -352,7 +352,7 @@ def _finish(experiment: Experiment, worker: Worker, engine: Engine, *, as_built:
         save_model(model, tokenizer, experiment, worker.model_folder)  # first: what was trained for hours is kept
         found = _probed(model, tokenizer, experiment, worker)
         write_probe(worker.train_folder, worker.probe_texts, found)
-        if in_4bit:
+        if in_4bit and not as_built:
             del model
             logging.getLogger("rayembed").info(_rounding(engine, tokenizer, experiment, worker, found))
     turns.wait()

@@ -12,6 +12,7 @@ from pyarrow import fs
 from rayembed.data import storage
 from rayembed.data.problems import Report
 from rayembed.data.readers import READERS, read_records
+from tests.s3_server import plain_server
 
 
 @pytest.fixture
@@ -184,14 +185,7 @@ def test_a_fresh_folder_holds_nothing_of_before(tmp_path: Path) -> None:
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """URI of a bucket on a local S3 server, with % for the path below it."""
-    from moto.server import ThreadedMotoServer
-
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"s3://key:secret@bucket%s?scheme=http&endpoint_override={host}:{port}&region=us-east-1&allow_bucket_creation=true"
-    server.stop()
+    yield from plain_server(monkeypatch, "key:secret")
 
 
 def test_s3_is_listed_stamped_and_read(bucket: str) -> None:

@@ -3,9 +3,7 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -16,19 +14,9 @@ import pytest
 
 from rayembed.config.loading import dump
 from tests.jobs.conftest import MakeExperiment
+from tests.jobs.started_nodes import BIN, free_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-BIN = Path(sys.executable).parent
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @pytest.fixture

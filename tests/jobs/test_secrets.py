@@ -19,6 +19,7 @@ from rayembed.config.loading import ConfigError, load
 from rayembed.config.model import ModelConfig
 from rayembed.config.uris import PublicFormatter, public_text, without_keys_within
 from rayembed.jobs.shipping import received, shipped
+from tests.s3_server import plain_server
 
 PLANTED = "pLaNtEd"  # what all planted secrets have in them
 ENVIRONMENT = {
@@ -31,15 +32,7 @@ KEYS = f"{PLANTED}key:{PLANTED}secret"
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """URI of a bucket on a local S3 server, with keys in it and % for the path below it."""
-    from moto.server import ThreadedMotoServer
-
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = f"scheme=http&endpoint_override={host}:{port}&region=us-east-1&allow_bucket_creation=true"
-    yield f"s3://{KEYS}@bucket%s?{options}"
-    server.stop()
+    yield from plain_server(monkeypatch, KEYS)
 
 
 def copied(folder: Path, bucket: str) -> None:

@@ -60,6 +60,20 @@ def close(found: Tensor, expected: Tensor) -> None:
     assert apart < 0.02  # of bfloat16; what is left out or added is a tenth and more
 
 
+def test_nothing_is_held_where_no_gradient_is_wanted() -> None:
+    runs = RUNS["the kernel's beside them"]
+    *sides, _ = rows(runs)
+    held = list[int]()
+    with torch.autograd.graph.saved_tensors_hooks(lambda own: held.append(own.numel()) or own, lambda own: own):
+        found = attention_in_bf16(*sides, runs, scale=0.3)
+        some = len(held)
+        with torch.no_grad():
+            again = attention_in_bf16(*sides, runs, scale=0.3)
+    assert some > 3
+    assert len(held) == some
+    assert torch.equal(again, found)
+
+
 def test_other_texts_have_no_part_in_a_text() -> None:
     runs = RUNS["neighbours that are read too, and none at the end"]
     ends = torch.tensor([0, *lengths_of(runs)]).cumsum(0).tolist()
@@ -105,3 +119,6 @@ def test_packed_texts_take_this_way_where_it_knows_all_that_is_asked(
     segments = packing.Segments(torch.tensor([0, 140, 160]).int(), (140, 20))
     packing._in_runs(*sides, segments, how)
     assert calls == ([0.3] if taken else [])
+    calls.clear()
+    packing._in_runs(sides[0], sides[1], torch.cat([sides[2], sides[2]], dim=2), segments, how)
+    assert not calls, "values of another width"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, Qwen3Config, Qwen3Model
+from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel, Qwen3Config, Qwen3Model
 
 from rayembed.models.shared_casts import share_casts
 
@@ -69,6 +69,14 @@ def test_the_same_comes_out_of_fewer_copies(name: str) -> None:
     again = outputs_and_gradients(model, half=False)
     assert torch.equal(again[0], full[0]), "nothing is cast without autocast"
     assert all(torch.equal(again[1][key], full[1][key]) for key in full[1])
+
+
+def test_attention_that_adds_its_input_keeps_it_as_it_is() -> None:
+    albert = AlbertModel(
+        AlbertConfig(vocab_size=50, embedding_size=16, hidden_size=32, num_attention_heads=2, intermediate_size=64)
+    )
+    share_casts(albert)
+    assert not any(module._forward_pre_hooks for module in albert.modules())
 
 
 def test_layers_read_one_copy() -> None:
