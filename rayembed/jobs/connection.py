@@ -97,7 +97,8 @@ def connect(address: str) -> str:
             f"no Ray answers at {where} ({error}); {_named(address)}: start one there (ray start --head --port {port}) "
             "or correct the address, or set ray.address to local"
         ) from error
-    if not services.find_node_ids():  # type: ignore[no-untyped-call] # Ray itself would look for a minute
+    # Ray itself would look for a minute.
+    if not services.find_node_ids():  # type: ignore[no-untyped-call] # Ray types it not
         raise ConnectionError(
             f"a Ray may be at {where}, but this machine is no node of it, and a job's driver must run on one: submit "
             "the command (ray job submit --address http://HEAD:8265 -- rayembed ...), or start a node here (ray start "

@@ -85,9 +85,12 @@ def cluster(experiment: Experiment | None) -> Iterator[Finding]:
     if len(nodes) > SHOWN_NODES:
         yield Finding("ok", "node", f"and {len(nodes) - SHOWN_NODES} more")
     lack = lack_of_room(config)
-    level, advice = ("warning", "nodes must be added first") if autoscales() else ("error", "lower it, or add nodes")
-    workers = f"room for {config.workers_in_words()} of {config.cpus_per_worker} CPU cores"
-    yield Finding(level, "room", lack, advice) if lack else Finding("ok", "room", workers)  # type: ignore[arg-type]
+    if not lack:
+        yield Finding("ok", "room", f"room for {config.workers_in_words()} of {config.cpus_per_worker} CPU cores")
+    elif autoscales():
+        yield Finding("warning", "room", lack, "nodes must be added first")
+    else:
+        yield Finding("error", "room", lack, "lower it, or add nodes")
     yield _dashboard(dashboard)
     yield _shared(experiment, len(nodes))
 

@@ -1,5 +1,6 @@
 """Attention over packed texts in bfloat16 on a CPU: the formula, text by text in float32, and nothing of the others."""
 
+import weakref
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -60,18 +61,24 @@ def close(found: Tensor, expected: Tensor) -> None:
     assert apart < 0.02  # of bfloat16; what is left out or added is a tenth and more
 
 
-def test_nothing_is_held_where_no_gradient_is_wanted() -> None:
-    runs = RUNS["the kernel's beside them"]
+@pytest.mark.parametrize("learns", [True, False])
+def test_weights_are_held_only_where_a_gradient_is_wanted(monkeypatch: pytest.MonkeyPatch, learns: bool) -> None:
+    runs = [(6, 150)]
     *sides, _ = rows(runs)
-    held = list[int]()
-    with torch.autograd.graph.saved_tensors_hooks(lambda own: held.append(own.numel()) or own, lambda own: own):
+    made, held = list["weakref.ref[Tensor]"](), list[int]()
+    softmax = torch.softmax
+
+    def watched(scores: Tensor, dim: int) -> Tensor:
+        held.append(sum(own() is not None for own in made))
+        weights = softmax(scores, dim=dim)
+        made.append(weakref.ref(weights))
+        return weights
+
+    monkeypatch.setattr(torch, "softmax", watched)
+    with torch.set_grad_enabled(learns):
         found = attention_in_bf16(*sides, runs, scale=0.3)
-        some = len(held)
-        with torch.no_grad():
-            again = attention_in_bf16(*sides, runs, scale=0.3)
-    assert some > 3
-    assert len(held) == some
-    assert torch.equal(again, found)
+    assert found.requires_grad == learns
+    assert held == ([0, 1, 2, 3, 4, 5] if learns else [0, 1, 1, 1, 1, 1]), "the one before, until its name is taken"
 
 
 def test_other_texts_have_no_part_in_a_text() -> None:
