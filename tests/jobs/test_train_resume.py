@@ -17,6 +17,7 @@ from rayembed.jobs import train
 from rayembed.jobs.folders import ChangedError
 from tests.jobs.conftest import TRAIN, Command, MakeExperiment, StartCommand
 from tests.jobs.toy_data import read_lines, write_rows
+from tests.training.test_allocation import HUGE_PAGES
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 STEPS, BATCHES, SAVE = 60, 10, 6  # ten batches an epoch: few checkpoints lie between two epochs
@@ -55,7 +56,15 @@ def signal_the_worker(command: Command, output_dir: Path, step: int, number: int
     while steps_done(output_dir) < step:
         assert time.monotonic() < deadline, command.log.read_text()
         time.sleep(0.005)
+    assert_in_huge_pages(worker.pid)
     worker.send_signal(number)
+
+
+def assert_in_huge_pages(pid: int) -> None:
+    """What `training.allocation.ONE_ARENA` asks for was there as the process started."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    (pages,) = re.findall(r"AnonHugePages: +(\d+) kB", rollup)
+    assert (int(pages) > 2**15) == ("[never]" not in HUGE_PAGES.read_text())
 
 
 def assert_same_result(experiment: Experiment, unbroken: Experiment) -> None:

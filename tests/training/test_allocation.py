@@ -1,10 +1,14 @@
 """A step's tensors lie where those of the step before lay."""
 
+import os
 import subprocess
 import sys
 from itertools import product
+from pathlib import Path
 
 import pytest
+
+from rayembed.training.allocation import ONE_ARENA
 
 FAULTS = """
 import resource, sys, threading, torch
@@ -53,3 +57,39 @@ def test_pages_are_asked_for_once(faults: dict[tuple[str, str], tuple[int, int]]
 @pytest.mark.parametrize("where", ["main", "thread"])
 def test_what_was_kept_can_be_given_back(faults: dict[tuple[str, str], tuple[int, int]], where: str) -> None:
     assert faults["kept", where][1] > 10_000
+
+
+THREADS = """
+import threading, torch
+from rayembed.training.allocation import keep_freed_memory
+keep_freed_memory()
+def work():
+    return [torch.ones(2**20) for _ in range(20)]
+def of(name):
+    (line,) = [line for line in open("/proc/self/smaps_rollup") if line.startswith(name)]
+    return int(line.split()[1])
+for _ in range(5):
+    work()
+before = of("Rss")
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+print(of("Rss") - before, of("AnonHugePages"))
+"""
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def in_a_thread(variables: dict[str, str]) -> tuple[int, int]:
+    """KiB that a thread asks of the system for the work that the main thread has just done, and KiB in huge pages."""
+    others = {name: value for name, value in os.environ.items() if name not in ONE_ARENA}
+    command = [sys.executable, "-c", THREADS]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, env=others | variables).stdout
+    asked, huge = map(int, told.split())
+    return asked, huge
+
+
+def test_threads_share_what_is_free_and_it_lies_in_huge_pages() -> None:
+    asked, huge = in_a_thread(ONE_ARENA)
+    assert asked < 2**14
+    assert (huge > 2**16) == ("[never]" not in HUGE_PAGES.read_text())
+    assert in_a_thread({})[0] > 2**16, "else nothing is shown"
