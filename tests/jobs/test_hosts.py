@@ -13,9 +13,11 @@ import pytest
 
 from rayembed.config import Experiment
 from rayembed.config.loading import dump
-from rayembed.jobs import mine, score, train
+from rayembed.jobs import mine, score, train, tune
+from rayembed.jobs.tune_trials import known_trials
 from tests.jobs.conftest import TRAIN, MakeExperiment
 from tests.jobs.hosts import Hosts, hosts
+from tests.jobs.small_sweeps import make_sweep, with_dev_split
 from tests.jobs.test_elastic import assert_same_result
 from tests.jobs.toy_data import write_rows
 
@@ -133,3 +135,34 @@ def test_training(local_ray: None, three: Hosts, make_experiment: MakeExperiment
     output = driver.finish()
     assert "queries on 1 workers" in output
     assert_same_result(replace(alone, output_dir=str(out)), alone)
+
+
+@pytest.mark.timeout(1200)
+def test_a_sweep(local_ray: None, three: Hosts, make_experiment: MakeExperiment, beir: Path, tmp_path: Path) -> None:
+    """Three trials at a time; those of the lost hosts go on elsewhere, from their last checkpoints."""
+    data = with_dev_split(beir, tmp_path / "data")
+    settings: dict[str, Any] = {"eval_steps": 60, "max_steps": 120, "save_steps": 10}
+    settings["per_device_train_batch_size"] = 4
+    alone = make_sweep(make_experiment, tmp_path / "alone", data, tune={"num_samples": 4}, train=settings)
+    tune.run(alone)
+    out = tmp_path / "run"
+    ray = replace(alone.ray, max_failures=5, timeout_s=15)
+    driver = start(three, "tune", replace(alone, output_dir=str(out), ray=ray))
+
+    def saved(step: int) -> int:
+        """Trials that have a checkpoint of this step or a later one, or have ended."""
+        found = out.glob("tune/trials/*/train*/checkpoints/step-*")
+        begun = {path.parents[2].name for path in found if int(path.name.removeprefix("step-")) >= step}
+        return len(begun | {path.parent.name for path in out.glob("tune/trials/*/result.json")})
+
+    lose_two(three, driver, lambda: saved(30) >= 3, lambda: saved(90) >= 3)
+    output = driver.finish(within=600)
+    assert "3 trials at a time" in output
+    assert "resumed after step" in output
+    ours, theirs = (known_trials(Path(own.output_dir) / "tune") for own in (replace(alone, output_dir=str(out)), alone))
+    found, expected = (
+        {own.name: own.result and (own.result.status, own.result.evaluations) for own in trials}
+        for trials in (ours, theirs)
+    )
+    assert len(found) == 4
+    assert found == expected

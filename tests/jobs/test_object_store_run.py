@@ -1,30 +1,24 @@
 """All jobs by the command line on S3 and a real Ray: killed, and gone on with by a machine that was never there."""
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load, load_file
 
 from rayembed.config import Experiment
-from rayembed.config.loading import dump
 from rayembed.jobs import run
 from tests.jobs.cluster import cluster
 from tests.jobs.conftest import TRAIN, MakeExperiment
+from tests.jobs.store_commands import WITHIN, Command, files_without_keys
 from tests.s3_server import KEYS, Server, serving
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1800)]
 STEPS, SAVE = 40, 5
-WITHIN = 800  # seconds; a minute on a machine that does nothing else
 
 
 @pytest.fixture
@@ -40,44 +34,6 @@ def experiment(make_experiment: MakeExperiment, tmp_path: Path) -> Experiment:
     return make_experiment(
         tmp_path / "local" / "run", mine=mined, train=settings, evaluate={}, export={"formats": ["bfloat16"]}
     )
-
-
-class Command:
-    """`rayembed run` in a process of its own, with a scratch folder of its own."""
-
-    def __init__(self, experiment: Experiment, folder: Path, scratch: str, **environment: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        file, self.log = folder / f"{scratch}.yaml", folder / f"{scratch}.log"
-        file.write_text(dump(experiment))
-        command = [Path(sys.executable).with_name("rayembed"), "run", file]
-        environment |= {"RAYEMBED_SCRATCH": str(folder / scratch)}
-        with self.log.open("wb") as output:
-            self.process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **environment}
-            )
-
-    def finish(self) -> str:
-        """What it wrote, when it has ended well."""
-        status = self.process.wait(WITHIN)
-        assert status == 0, self.log.read_text()
-        return self.log.read_text()
-
-    def kill(self) -> None:
-        """As a machine that loses its power: the command, its Ray, the workers."""
-        everyone = [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]
-        for process in everyone:
-            process.suspend()
-        for process in everyone:
-            process.send_signal(signal.SIGKILL)
-        self.process.wait(30)
-
-
-def files_without_keys(server: Server) -> dict[str, bytes]:
-    there = server.files("run")
-    for name, content in there.items():
-        for key in KEYS.values():
-            assert key == "true" or key.encode() not in content, name
-    return there
 
 
 def assert_same_result(there: dict[str, bytes], local: Path) -> None:
@@ -115,7 +71,7 @@ def test_a_run_that_is_killed_in_training_is_gone_on_with_from_the_store(
     assert "mine: s3://bucket/run/mine: up to date" in output or "s3://bucket/run/mine: up to date" in output
     assert "resumed after step" in output
     assert KEYS["AWS_SECRET_ACCESS_KEY"] not in first.log.read_text() + output
-    assert_same_result(files_without_keys(server), Path(experiment.output_dir))
+    assert_same_result(files_without_keys(server, "run"), Path(experiment.output_dir))
 
     output = Command(remote, tmp_path / "commands", "third").finish()
     assert "train: 1" not in output
@@ -130,7 +86,7 @@ def test_two_nodes_with_disks_of_their_own(
     remote = replace(on_one, output_dir=server.uri("run"))
     with cluster(2, scratch=tmp_path / "nodes") as nodes:
         output = Command(remote, tmp_path / "commands", "driver", RAY_ADDRESS=nodes.address).finish()
-    there = files_without_keys(server)
+    there = files_without_keys(server, "run")
     assert {"report.html", "model/_SUCCESS", "train/_SUCCESS", "evaluate/metrics.json"} <= set(there)
     assert "result: " in output
     for node in (0, 1):
