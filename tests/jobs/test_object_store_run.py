@@ -43,13 +43,15 @@ def experiment(make_experiment: MakeExperiment, tmp_path: Path) -> Experiment:
 
 
 class Command:
-    """`rayembed run` in a process of its own, with a scratch folder of its own."""
+    """`rayembed JOB` in a process of its own, with a scratch folder of its own."""
 
-    def __init__(self, experiment: Experiment, folder: Path, scratch: str, **environment: str) -> None:
+    def __init__(
+        self, experiment: Experiment, folder: Path, scratch: str, *, job: str = "run", **environment: str
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         file, self.log = folder / f"{scratch}.yaml", folder / f"{scratch}.log"
         file.write_text(dump(experiment))
-        command = [Path(sys.executable).with_name("rayembed"), "run", file]
+        command = [Path(sys.executable).with_name("rayembed"), job, file]
         environment |= {"RAYEMBED_SCRATCH": str(folder / scratch)}
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
