@@ -36,7 +36,7 @@ class Sweep:
     """The best first."""
 
     folder: Path
-    """OUTPUT_DIR/tune: results.parquet, best.yaml, trials/."""
+    """OUTPUT_DIR/tune: results.parquet, best.yaml, trials/; of an object store, this machine's copy."""
 
     best_experiment: Path
     """The experiment file with the best values."""

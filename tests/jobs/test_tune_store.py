@@ -17,6 +17,7 @@ from rayembed.data.store import Store
 from rayembed.jobs import train, tune, tune_ray, tune_sweep
 from rayembed.jobs.as_trial import AsTrial
 from rayembed.jobs.folders import ChangedError
+from rayembed.jobs.tune_prepare import Prepared
 from rayembed.jobs.tune_trials import FAILURE, Failure, known_trials, note_failure, trial_folder
 from tests.data.machines import URI, Machines
 from tests.jobs.conftest import MakeExperiment
@@ -27,6 +28,11 @@ from tests.jobs.without_ray import do_units_here
 from tests.s3_server import KEYS
 
 PLACE = "s3://bucket/runs/one"
+CHECKPOINT = "checkpoints/step-00000002/weights.bin"
+
+
+def checkpoint_of(folder: Path, ready: Prepared) -> Path:
+    return trial_folder(folder, ready.trial.name) / "train.partial" / CHECKPOINT
 
 
 class TrialsElsewhere:
@@ -48,20 +54,23 @@ class TrialsElsewhere:
                 self.write(own, number, ready.trial.values["train.temperature"])
             self.ran.append(number)
             ended(ready.trial, 1.0, False)
+            if number == 2:
+                with self._machines.away("node 2"):  # whose worker was not killed yet
+                    storage.write_atomic(Path(copies.as_here(str(checkpoint_of(folder, ready)), told)), b"w")
 
     def write(self, own: Path, number: int, temperature: float) -> None:
         """What the job train leaves: all of it, what it has half way, or a word of why there is nothing."""
         working = own / "train.partial"
         self.resumed += [path.name for path in working.glob("checkpoints/*")]
         storage.write_atomic(working / "job.json", b"{}")
-        storage.write_atomic(working / "checkpoints" / "step-00000002" / "weights.bin", b"w")
         lines = [{"step": 0, "eval": {METRIC: 0.01}}, {"step": 2, "eval": {METRIC: temperature}}]
         storage.write_atomic(working / "evaluations.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
-        if number == self.killed_in:
-            raise KeyboardInterrupt
         if number == 2:
             note_failure(own, Failure("the loss of step 3 is not finite", again=False))
             return
+        storage.write_atomic(working / CHECKPOINT, b"w")
+        if number == self.killed_in:
+            raise KeyboardInterrupt
         (own / "model").mkdir()
         (own / "model" / "config.json").write_text("{}")
         mirror.send_whole(own / "model")
@@ -197,6 +206,7 @@ def test_a_trial_finds_its_folder_and_rows_on_a_machine_with_another_disk(
 
     def trained(own: Experiment, *, trial: AsTrial) -> None:
         seen.append(own)
+        assert not mirror.is_there(Path(own.output_dir) / FAILURE)
         assert isinstance(trial.rows, Store)
         assert str(trial.rows.folder).startswith(str(tmp_path / "elsewhere"))
         assert trial.rows.read_part(0).num_rows > 0

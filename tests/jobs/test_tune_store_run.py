@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from io import BytesIO
@@ -28,6 +29,13 @@ TRIALS = "tune/trials"
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     with serving(monkeypatch, tmp_path / "scratch") as running:
+        yield running
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
+    """A server that knows what it was asked."""
+    with serving(monkeypatch, tmp_path / "scratch", proxy=True) as running:
         yield running
 
 
@@ -59,6 +67,17 @@ def wait_for_second_trial(server: Server, command: Command) -> None:
         assert command.process.poll() is None, command.log.read_text()
         assert time.monotonic() < deadline, command.log.read_text()
         time.sleep(0.05)
+
+
+def sent_again(server: Server) -> list[str]:
+    """Files of trials that were sent more than once, but for marks and for what grows."""
+    sent = Counter(
+        request.partition("?")[0].partition(f"/run/{TRIALS}/")[2]
+        for request in server.requests
+        if request.startswith("PUT")
+    )
+    grows = ("_PARTIAL", "/checkpoints/", "metrics.jsonl", "evaluations.jsonl", "/tensorboard/")
+    return [path for path, count in sent.items() if path and count > 1 and not any(part in path for part in grows)]
 
 
 def assert_same_sweep(there: dict[str, bytes], local: Path) -> None:
@@ -108,15 +127,20 @@ def test_a_sweep_that_is_killed_with_its_machine_is_gone_on_with_from_the_store(
 
 
 def test_trials_beside_each_other_on_nodes_with_disks_of_their_own(
-    server: Server, local_ray: None, experiment: Experiment, tmp_path: Path
+    watched: Server, local_ray: None, experiment: Experiment, tmp_path: Path
 ) -> None:
     """The command has a scratch folder of its own, the node of the trials' actors another, each worker's a third."""
     tune.run(experiment)
     assert experiment.tune is not None
-    remote = replace(experiment, output_dir=server.uri("run"), tune=replace(experiment.tune, max_concurrent=None))
+    sweep = replace(experiment.tune, max_concurrent=None, then="train")
+    remote = replace(experiment, output_dir=watched.uri("run"), tune=sweep)
     with cluster(2, scratch=tmp_path / "nodes") as nodes:
         output = Command(remote, tmp_path / "commands", "driver", job="tune", RAY_ADDRESS=nodes.address).finish()
     assert "2 trials at a time" in output
-    assert_same_sweep(files_without_keys(server), Path(experiment.output_dir))
+    assert any(f"/run/{TRIALS}/" in request for request in watched.requests)
+    assert sent_again(watched) == []
+    there = files_without_keys(watched)
+    assert_same_sweep(there, Path(experiment.output_dir))
+    assert "There is no train/metrics.jsonl" not in there["report.html"].decode()
     for node in (0, 1):
         assert list((tmp_path / "nodes" / str(node)).rglob("tune/trials/*/train*/metrics.jsonl")), "it trained one"
