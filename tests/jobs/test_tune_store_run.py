@@ -22,7 +22,7 @@ from tests.jobs.test_object_store_run import WITHIN, Command, files_without_keys
 from tests.s3_server import KEYS, Server, serving
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1800)]
-STEPS, EVALUATE, SAVE = 60, 20, 5
+STEPS, EVALUATE, SAVE = 40, 20, 5
 TRIALS = "tune/trials"
 
 
