@@ -58,16 +58,20 @@ class Server:
         """Of a folder in the bucket."""
         return f"s3://bucket/{folder}?scheme=http&endpoint_override={self.address}&region=us-east-1"
 
-    def files(self, folder: str = "") -> dict[str, bytes]:
-        """All files below a folder of the bucket, by their paths in it."""
+    def paths(self, folder: str = "") -> list[str]:
+        """Of all files below a folder of the bucket, in it."""
         filesystem, base = fs.FileSystem.from_uri(self.uri(folder))
         base = base.rstrip("/")
         infos = filesystem.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
+        return [info.path[len(base) + 1 :] for info in infos if info.type == fs.FileType.File]
+
+    def files(self, folder: str = "") -> dict[str, bytes]:
+        """All files below a folder of the bucket, by their paths in it."""
+        filesystem, base = fs.FileSystem.from_uri(self.uri(folder))
         found = {}
-        for info in infos:
-            if info.type == fs.FileType.File:
-                with filesystem.open_input_stream(info.path) as file:
-                    found[info.path[len(base) + 1 :]] = file.read()
+        for path in self.paths(folder):
+            with filesystem.open_input_stream(f"{base.rstrip('/')}/{path}") as file:
+                found[path] = file.read()
         return found
 
 

@@ -15,6 +15,7 @@ from rayembed.data.object_store import Found, ObjectStore
 SCRATCH = "RAYEMBED_SCRATCH"
 PARTIAL = ".partial"
 UNFINISHED, FINISHED = "_PARTIAL", "_SUCCESS"
+SHARED = "shared"
 
 
 @dataclass
@@ -136,8 +137,8 @@ def place_of(path: Path) -> tuple[Any, str] | None:
 
 
 def registered() -> list[list[str]]:
-    """The copies of this process, for others: path here and URI."""
-    return [[str(mirror.root), mirror.store.uri] for mirror in _MIRRORS.values()]
+    """The copies of this process, for others: path here, URI, and SHARED where other runs may be writing."""
+    return [[str(own.root), own.store.uri, *([SHARED] if own.shared else [])] for own in _MIRRORS.values()]
 
 
 def as_here(value: Any, theirs: Iterable[Sequence[str]]) -> Any:  # noqa: ANN401 - JSON
@@ -147,7 +148,7 @@ def as_here(value: Any, theirs: Iterable[Sequence[str]]) -> Any:  # noqa: ANN401
         value: texts may hold paths anywhere.
         theirs: what `registered` gave there.
     """
-    moved = {path: str(local(uri)) for path, uri in theirs}
+    moved = {path: str(local(uri, shared=SHARED in kind)) for path, uri, *kind in theirs}
     return _replaced(value, {old: new for old, new in moved.items() if old != new})
 
 

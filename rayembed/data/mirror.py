@@ -8,7 +8,8 @@ folder of the user's in TMPDIR), and this process then knows that everything bel
 * A file is fetched where it is opened (`here`, `folder_here`), unless it is here in the version that the store has. Its
   local time is the store's, as by rsync, so equal size and time mean the same version, on every machine.
 * `refresh`, at the beginning of a job, brings folders and small files here that jobs look at to see what is done, and
-  removes what the store has not, or has otherwise.
+  removes what the store has not, or has otherwise. It leaves alone what is not below its folder: trials of a sweep have
+  run folders in the same copy, and run at the same time.
 * Object stores cannot rename a folder. `NAME.partial` lies under NAME there from the beginning, with the file
   `_PARTIAL`; `publish` writes `_SUCCESS` last. Without it the folder is unfinished, and is `NAME.partial` again on a
   machine that fetches it.
@@ -33,7 +34,7 @@ from rayembed.data.object_store import Found, in_parallel
 
 RECORDS = ("job.json", "store.json")  # without which nobody takes a folder for one that can be gone on with
 LOOKED_AT = (".json", ".yaml", ".txt", ".html")  # endings of files that jobs look at to see what is done
-OF_REPORTS = ("metrics.jsonl", "per_query.jsonl")
+OF_REPORTS = ("metrics.jsonl", "evaluations.jsonl", "per_query.jsonl")
 NOT_LOOKED_AT = ("done", "tries", "audits", "checkpoints", "tensorboard")  # folders of many files
 LOCKS, STRIPES = ".locks", 64
 MODEL_FILES = ("config.json", "adapter_config.json")
@@ -156,8 +157,12 @@ def publish(working: Path, final: Path) -> None:
     key = mirror.key(final)
     _begin(mirror, working / UNFINISHED)
     there = mirror.store.list(key)
-    own = {path: there.get(mirror.key(path)) for path in _walk(working)}
-    _send_all(mirror, [path for path, found in own.items() if found is None or not mirror.same(path, found)])
+    other = [path for path in _walk(working) if not _is_there(mirror, path, there)]
+    older = [path for path in other if mirror.unchanged(path)]  # fetched, and written on by another machine since
+    _send_all(mirror, [path for path in other if path not in older])
+    for path in older:
+        mirror.forget(path)
+        path.unlink()
     _finish(mirror, key)
     for path in [path for path in mirror.known if working in path.parents]:
         mirror.known[final / path.relative_to(working)] = mirror.known.pop(path)
@@ -215,17 +220,21 @@ def count_up(path: Path) -> int:
 
 
 def refresh(path: Path) -> None:
-    """Makes the copy that a path belongs to show what the store holds: folders, and small files that jobs look at."""
+    """Makes a folder of a copy, or all of it, show what the store holds: folders, and small files that jobs look at.
+
+    Args:
+        path: the run folder, or one in it that is not written as a whole: of a round, of a trial, the cache.
+    """
     mirror = mirror_of(path)
     if mirror is None:
         return
-    asked = time.time_ns()
-    mirror.known.clear()
-    mirror.begun.clear()
-    found = local_names(mirror.root, "", mirror.store.list())
-    for root in (mirror.root, mirror.root.with_name(mirror.root.name + PARTIAL)):
-        _tidy(mirror, root, found, asked)
-        _remove_empty(root, {folder for file in found for folder in file.parents})
+    asked, key = time.time_ns(), mirror.key(path)
+    mirror.begun -= {own for own in mirror.begun if not key or own == key or own.startswith(f"{key}/")}
+    found = local_names(path, key, mirror.store.list(key))
+    for root in (path, path.with_name(path.name + PARTIAL)):
+        mirror.forget(root)
+        emptied = _tidy(mirror, root, found, asked)
+        _remove_empty(mirror, root, {folder for file in found for folder in file.parents}, emptied)
     for folder in {file.parent for file in found}:
         folder.mkdir(parents=True, exist_ok=True)
     _fetch_all(mirror, {file: own for file, own in found.items() if _looked_at(file.relative_to(mirror.root.parent))})
@@ -236,24 +245,47 @@ def tidy(folder: Path) -> None:
     mirror = mirror_of(folder)
     if mirror is not None:
         asked, key = time.time_ns(), mirror.key(folder)
-        _tidy(mirror, folder, local_names(folder, key, mirror.store.list(key)), asked)
+        _tidy(mirror, folder, local_names(folder, key, mirror.store.list(key)), asked, at_work=True)
 
 
-def _tidy(mirror: Mirror, folder: Path, found: Mapping[Path, Found], asked: int) -> None:
+def _tidy(mirror: Mirror, folder: Path, found: Mapping[Path, Found], asked: int, *, at_work: bool = False) -> set[Path]:
+    """Removes files that are not those of the store, and gives the folders that they were in.
+
+    Args:
+        mirror: of the folder.
+        folder: here.
+        found: what the store has.
+        asked: when it was listed, ns.
+        at_work: others may be writing unfinished folders in it, as they may in every cache.
+    """
+    emptied = set[Path]()
     for file in _walk(folder):
         own = found.get(file)
         if own is not None and mirror.same(file, own):
             mirror.note(file)
             continue
-        below = file.relative_to(folder).parts[:-1]
-        cached = folder != mirror.root or mirror.shared or CACHE in below
-        others = cached and any(part.endswith(PARTIAL) for part in below)
+        others = (at_work or _in_cache(mirror, file.parent)) and any(
+            part.endswith(PARTIAL) for part in file.relative_to(folder).parts[:-1]
+        )
         try:
             if not others and file.stat().st_ctime_ns < asked - YOUNG_NS:
                 mirror.known.pop(file, None)
                 file.unlink()
+                emptied.update(file.parents)
         except FileNotFoundError:  # another process of this machine was quicker
             continue
+    return emptied
+
+
+def _in_cache(mirror: Mirror, folder: Path) -> bool:
+    """Whether others may be writing there, another run or another trial."""
+    return mirror.shared or CACHE in folder.relative_to(mirror.root.parent).parts[1:]
+
+
+def _is_there(mirror: Mirror, path: Path, there: Mapping[str, Found]) -> bool:
+    """Whether a listing has the file as it is here."""
+    found = there.get(mirror.key(path))
+    return found is not None and mirror.same(path, found)
 
 
 def _texts(value: object) -> Iterator[str]:
@@ -346,11 +378,13 @@ def _walk(folder: Path, but: Sequence[str] = (), *, partial: bool = True) -> Ite
         yield from (Path(parent) / name for name in sorted(files) if not name.startswith("."))
 
 
-def _remove_empty(root: Path, kept: set[Path]) -> None:
+def _remove_empty(mirror: Mirror, root: Path, kept: set[Path], emptied: set[Path]) -> None:
+    """Removes folders without files; of a cache those that were emptied, because others may be about to fill theirs."""
     for parent, _, _ in sorted(os.walk(root), reverse=True):
         folder = Path(parent)
-        if folder not in kept and folder != root and not any(folder.iterdir()):
-            folder.rmdir()
+        if folder not in kept and folder != root and (folder in emptied or not _in_cache(mirror, folder)):
+            with suppress(OSError):  # it has files
+                folder.rmdir()
 
 
 def _looked_at(path: Path) -> bool:

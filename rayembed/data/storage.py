@@ -106,6 +106,17 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def write_changed(path: Path, data: bytes) -> None:
+    """`write_atomic`, unless the file has these contents: on an object store each writing is a request."""
+    if not holds(path, data):
+        write_atomic(path, data)
+
+
+def holds(path: Path, data: bytes) -> bool:
+    """Whether a local file has these contents."""
+    return path.is_file() and path.read_bytes() == data
+
+
 def save_npy(path: Path, values: NDArray[Any]) -> None:
     """Write an array as a local .npy file so that it is there in full or not at all."""
     with whole_file(path) as working, working.open("wb") as file:

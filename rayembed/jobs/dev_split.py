@@ -15,7 +15,7 @@ from rayembed.config.uris import public_name
 from rayembed.data import beir
 from rayembed.data.mirror import here
 from rayembed.data.prepare import Evaluation, prepare
-from rayembed.data.storage import exists, fingerprint, write_atomic
+from rayembed.data.storage import exists, fingerprint, write_changed
 from rayembed.data.store import Int64s, Store, hash_texts
 from rayembed.evaluation.ranking import judged_queries
 from rayembed.jobs.units import Unit
@@ -85,7 +85,7 @@ class DevSplit:
             "corpus": self.evaluation.corpus.num_rows,
             "block_rows": {side: block_rows(side, use_gpu=use_gpu) for side in (QUERY, PASSAGE)},
         }
-        write_atomic(self.folder / FACTS, json.dumps(facts).encode())
+        write_changed(self.folder / FACTS, json.dumps(facts).encode())
 
 
 def dev_split(experiment: Experiment) -> DevSplit | None:

@@ -10,7 +10,7 @@ from rayembed.config import Experiment
 from rayembed.config.loading import dump
 from rayembed.data.copies import shown
 from rayembed.data.mirror import remove
-from rayembed.data.storage import publish_folder, working_folder, write_atomic
+from rayembed.data.storage import publish_folder, working_folder, write_changed
 from rayembed.jobs.run_folder import as_asked
 
 RECORD = "job.json"
@@ -66,8 +66,8 @@ def written_once(
         remove(working)
     working.mkdir(parents=True, exist_ok=True)
     if experiment is not None:
-        write_atomic(final.parent / "config.yaml", dump(as_asked(experiment)).encode())
-    write_atomic(working / RECORD, json.dumps(record, indent=1, sort_keys=True).encode())
+        write_changed(final.parent / "config.yaml", dump(as_asked(experiment)).encode())
+    write_changed(working / RECORD, json.dumps(record, indent=1, sort_keys=True).encode())
     write(working)
     publish_folder(final)
     return final

@@ -40,7 +40,7 @@ from rayembed.jobs.run_folder import in_run_folder
 from rayembed.jobs.session import log_from_worker, ray_session
 from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.tokenize import Tokenized, tokenize_rows
-from rayembed.jobs.trained_copy import COPIES, leave, received_settings, sending_before, storage
+from rayembed.jobs.trained_copy import COPIES, leave, received_settings, sending_before, storage, telling_after
 from rayembed.models.adapters import check_adapter
 from rayembed.models.guide import check_guide
 from rayembed.models.loading import architecture, check_checkpointing, load_config, pooling_of, weights_fingerprint
@@ -381,7 +381,7 @@ def _worker(settings: dict[str, Any]) -> None:
         dev=None if settings["dev"] is None else Path(settings["dev"]),
         base=None if settings["base"] is None else Path(settings["base"]),
         base_figures=settings["base_figures"],
-        told=checkpoints.tell,
+        told=telling_after(checkpoints.tell, train_folder, rank=rank),
         checkpoint_of=checkpoints.of_evaluation,
     )
     with nullcontext() if checkpoint is None else checkpoint.as_directory() as folder, checkpoints.all_sent():

@@ -8,9 +8,11 @@ from typing import Any
 from rayembed.data import mirror
 from rayembed.data.copies import as_here, is_mirrored, place_of
 from rayembed.models.trained import ADAPTER
+from rayembed.tracking.metrics import EVALUATIONS
 
 CHECKPOINTS = "checkpoints"
 COPIES = "copies"  # of the driver, in what a worker is told
+LOGS = ("metrics.jsonl", EVALUATIONS)  # that a run which goes on adds to
 WAITS = (2.0, 10.0)  # seconds before a checkpoint is sent again
 
 
@@ -31,7 +33,7 @@ def received_settings(settings: dict[str, Any], *, rank: int) -> dict[str, Any]:
     mirror.model_here(found)
     if rank == 0:
         mirror.tidy(Path(found["train_folder"]))
-        mirror.here(Path(found["train_folder"]) / "metrics.jsonl")
+        mirror.all_here(Path(found["train_folder"]) / name for name in LOGS)
     return found
 
 
@@ -48,6 +50,21 @@ def sending_before(save: Callable[..., None], folder: Path, *, rank: int) -> Cal
         save(*args, **kwargs)
 
     return send_and_save
+
+
+def telling_after(tell: Callable[[dict[str, float]], None], folder: Path, *, rank: int) -> Callable[..., None]:
+    """`tell`, before which worker 0 sends the figures of the evaluations.
+
+    What is told may have a sweep end this process at once, and the sweep reads them in what was sent.
+    """
+    if rank or not is_mirrored(folder):
+        return tell
+
+    def send_and_tell(figures: dict[str, float], /) -> None:
+        mirror.send(folder / EVALUATIONS)
+        tell(figures)
+
+    return send_and_tell
 
 
 def leave(train_folder: Path, model_folder: Path, *, rank: int) -> None:

@@ -9,6 +9,8 @@ from joblib import cpu_count
 
 from rayembed.config import Experiment
 from rayembed.config.trials import check_space, section_of
+from rayembed.data import mirror
+from rayembed.data.copies import shown
 from rayembed.data.store import Store
 from rayembed.jobs import estimates, evaluate, export, mine, score, train
 from rayembed.jobs.connection import Resources
@@ -19,7 +21,7 @@ from rayembed.jobs.session import shared_session
 from rayembed.jobs.tune_prepare import eval_steps_of, total_steps, trial_experiment
 from rayembed.jobs.tune_ray import trials_at_once
 from rayembed.jobs.tune_results import best_experiment, best_of
-from rayembed.jobs.tune_sweep import FOLDER, check_place, number_of_trials, sweep
+from rayembed.jobs.tune_sweep import FOLDER, number_of_trials, sweep
 from rayembed.jobs.tune_trials import Trial, known_trials
 from rayembed.report import build_report
 from rayembed.tracking.progress import duration
@@ -52,7 +54,8 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
             for name, job in WINNER.items():
                 if getattr(best, name) is not None:
                     job.run(best, overwrite=overwrite)
-    logger.info("tune: report: %s", build_report(out, title=out.name))
+    mirror.refresh(out)  # of the winner's training: its figures
+    logger.info("tune: report: %s", shown(build_report(out, title=out.name)))
     return out / FOLDER
 
 
@@ -60,7 +63,6 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
 def plan(experiment: Experiment) -> str:
     """What `run` would do: trials, how many at a time on this machine, steps, about how long."""
     check_space(experiment)
-    check_place(experiment)
     config, folder = section_of(experiment), Path(experiment.output_dir) / FOLDER
     rows, source = planned_rows(experiment, after=("score", "mine"))
     own = trial_experiment(experiment, folder, Trial(0, {}, baseline=True), eval_steps=1)

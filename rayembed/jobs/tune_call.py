@@ -9,8 +9,9 @@ from typing import Any, Literal
 from rayembed.config import Experiment
 from rayembed.config.loading import load, with_values
 from rayembed.config.tune import TuneConfig
+from rayembed.data.mirror import here
 from rayembed.jobs import tune as job
-from rayembed.jobs.tune_results import BEST, base_figure, best_of, ranked
+from rayembed.jobs.tune_results import BEST, TABLE, base_figure, best_of, ranked
 from rayembed.jobs.tune_trials import Trial, known_trials
 
 
@@ -35,7 +36,7 @@ class Sweep:
     """The best first."""
 
     folder: Path
-    """OUTPUT_DIR/tune: results.parquet, best.yaml, trials/."""
+    """OUTPUT_DIR/tune: results.parquet, best.yaml, trials/; of an object store, this machine's copy."""
 
     best_experiment: Path
     """The experiment file with the best values."""
@@ -83,6 +84,7 @@ def tune(
     asked = with_values(replace(experiment, tune=None), {"tune": own}, where="rayembed.tune")
     folder = job.run(asked, overwrite=overwrite)
     trials = known_trials(folder)
+    here(folder / TABLE)
     best = best_of(trials)
     figures = {trial.name: trial.result.best for trial in trials if trial.result is not None}
     as_it_is = next((figures.get(trial.name) for trial in trials if trial.baseline), None)

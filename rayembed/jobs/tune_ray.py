@@ -27,13 +27,14 @@ from rayembed.config.ray import RayConfig
 from rayembed.config.trials import section_of
 from rayembed.config.tune import TuneConfig
 from rayembed.config.uris import public_text
+from rayembed.data.copies import as_here, registered
 from rayembed.data.store import Store
 from rayembed.jobs import train
 from rayembed.jobs.as_trial import AsTrial
 from rayembed.jobs.connection import ADDRESS, Resources, alive_nodes, resources_of_nodes, workers_with_room
 from rayembed.jobs.session import log_from_worker
 from rayembed.jobs.tune_prepare import Prepared, trial_experiment
-from rayembed.jobs.tune_trials import FAILURE, Failure, Trial, note_failure, read_trial, trial_folder
+from rayembed.jobs.tune_trials import Failure, Trial, forget_failure, note_failure, read_trial, trial_folder
 
 logger = logging.getLogger(__name__)
 EVALUATION, OF = "evaluation", "evaluations"  # in what is told to Tune: the number of this one, and of all
@@ -90,6 +91,7 @@ def run_trials(
         "experiment": _EXPERIMENT.dump_json(experiment).decode(),
         "tune_folder": str(tune_folder),
         "cwd": os.getcwd(),
+        "copies": registered(),
     }
     ray.tune.Tuner(
         ray.tune.with_resources(ray.tune.with_parameters(train_trial, **told), _on_this_node()),
@@ -217,13 +219,16 @@ class Reports(TuneReportCallback):
             super().after_report(run_context, [told], None)
 
 
-def train_trial(config: dict[str, Any], *, experiment: str, tune_folder: str, cwd: str) -> None:
+def train_trial(
+    config: dict[str, Any], *, experiment: str, tune_folder: str, cwd: str, copies: Sequence[Sequence[str]]
+) -> None:
     """Runs in a trial's actor: the job train, from its last checkpoint where it was begun before."""
+    config, experiment, tune_folder = as_here([config, experiment, tune_folder], copies)
     if os.path.isdir(cwd):
         os.chdir(cwd)  # relative paths of the experiment are the driver's
     folder = trial_folder(Path(tune_folder), config["name"])
     trial = read_trial(folder)
-    (folder / FAILURE).unlink(missing_ok=True)  # of an earlier try
+    forget_failure(folder)
     name = f"trial {trial.number}"
     log_from_worker(name)
     _name_this_ray()

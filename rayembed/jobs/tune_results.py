@@ -13,8 +13,11 @@ from rayembed.config import Experiment
 from rayembed.config.loading import dump, with_values
 from rayembed.config.space import Point
 from rayembed.config.trials import in_words, section_of
-from rayembed.config.uris import without_keys_within
-from rayembed.data.storage import whole_file, write_atomic
+from rayembed.config.uris import split_options, without_keys_within
+from rayembed.data.copies import shown, uri_of
+from rayembed.data.mirror import is_there
+from rayembed.data.storage import holds, whole_file, write_atomic, write_changed
+from rayembed.jobs.run_folder import as_asked
 from rayembed.jobs.tune_trials import Trial
 from rayembed.tracking.progress import duration
 
@@ -71,8 +74,6 @@ def write_results(experiment: Experiment, folder: Path, trials: Sequence[Trial])
     rows: Any = without_keys_within([_row(trial, list(config.space), config.metric) for trial in ended])
     if not rows:
         return
-    with whole_file(folder / TABLE) as working:
-        pq.write_table(_table(rows), working)
     curves = [trial.result.evaluations for trial in ended if trial.result is not None]
     told = {
         "metric": config.metric,
@@ -80,15 +81,21 @@ def write_results(experiment: Experiment, folder: Path, trials: Sequence[Trial])
         "base": base_figure(trials),
         "trials": [{**row, "evaluations": curve} for row, curve in zip(rows, curves, strict=True)],
     }
-    write_atomic(folder / FIGURES, json.dumps(told).encode())
+    figures = json.dumps(told).encode()
+    if not (holds(folder / FIGURES, figures) and is_there(folder / TABLE)):  # the table is written before them
+        with whole_file(folder / TABLE) as working:
+            pq.write_table(_table(rows), working)
+        write_atomic(folder / FIGURES, figures)
     try:
         best = best_of(trials)
     except NothingFoundError:
         return
-    ready = best_experiment(experiment, best.changed)
-    ready = replace(ready, output_dir=f"{experiment.output_dir}-best", cache_dir=experiment.cache())
-    head = f"# Trial {best.number} of {folder}: {config.metric} {_figure(best):.4f} on the dev split.\n"
-    write_atomic(folder / BEST, (head + dump(ready)).encode())
+    asked = as_asked(experiment)
+    out, options = split_options(asked.output_dir)
+    ready = best_experiment(asked, best.changed)
+    ready = replace(ready, output_dir=f"{out}-best{options}", cache_dir=uri_of(experiment.cache()))
+    head = f"# Trial {best.number} of {shown(folder)}: {config.metric} {_figure(best):.4f} on the dev split.\n"
+    write_changed(folder / BEST, (head + dump(ready)).encode())
 
 
 def table_in_words(experiment: Experiment, trials: Sequence[Trial]) -> list[str]:

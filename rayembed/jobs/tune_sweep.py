@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -13,11 +12,13 @@ from rayembed.config.space import Point, all_points
 from rayembed.config.trials import baseline, check_space, in_words, section_of
 from rayembed.config.tune import NUM_SAMPLES
 from rayembed.config.uris import without_keys_within
-from rayembed.data.copies import is_mirrored, shown
-from rayembed.data.storage import working_folder, write_atomic
+from rayembed.data import mirror
+from rayembed.data.copies import shown
+from rayembed.data.storage import working_folder, write_changed
 from rayembed.jobs import mine
 from rayembed.jobs.folders import RECORD, ChangedError, Reads, changes
 from rayembed.jobs.inputs import training_rows
+from rayembed.jobs.run_folder import as_asked
 from rayembed.jobs.session import ray_session
 from rayembed.jobs.teacher import teacher_reads
 from rayembed.jobs.tune_prepare import Prepared, prepare_shared, prepare_trial
@@ -53,18 +54,18 @@ def sweep(experiment: Experiment, *, overwrite: bool = False) -> list[Trial]:
         NothingFoundError: no trial has a figure.
     """
     check_space(experiment)
-    check_place(experiment)
     folder = Path(experiment.output_dir) / FOLDER
     _claim(experiment, folder, overwrite=overwrite)
     course = Course(experiment, folder)
     if course.is_done():
-        logger.info("%s: all %d trials are done", folder, len(course.trials))
+        logger.info("%s: all %d trials are done", shown(folder), len(course.trials))
     else:
         with ray_session(experiment):
             prepare_shared(experiment, overwrite=overwrite)
             run_trials(experiment, folder, choose=course.choose, ended=course.ended, before=course.trials)
     write_results(experiment, folder, course.trials)
     if not section_of(experiment).keep_models:
+        mirror.refresh(folder)  # workers of trials that were stopped may have left something after their end
         for trial in course.trials:
             if not _is_unfinished(trial):
                 _remove_models(trial_folder(folder, trial.name))
@@ -73,20 +74,6 @@ def sweep(experiment: Experiment, *, overwrite: bool = False) -> list[Trial]:
     best = best_of(course.trials)
     logger.info("tune: the best is trial %d: %s", best.number, in_words(best.values))
     return course.trials
-
-
-def check_place(experiment: Experiment) -> None:
-    """Refuses a run folder of which this machine has a copy alone.
-
-    Raises:
-        ValueError: it, or the cache, is on an object store.
-    """
-    for setting, path in (("output_dir", experiment.output_dir), ("cache_dir", experiment.cache())):
-        if is_mirrored(path):
-            raise ValueError(
-                f"{setting} is {shown(path)}, and trials write to it from several processes at a time; set it to a "
-                "local path, or one that all machines of the cluster share (data may be read from any filesystem)"
-            )
 
 
 def number_of_trials(experiment: Experiment) -> int:
@@ -181,14 +168,14 @@ def _claim(experiment: Experiment, folder: Path, *, overwrite: bool) -> None:
     if found and not overwrite:
         lines = "\n  ".join(found)
         raise ChangedError(
-            f"{folder} is a sweep of something else:\n  {lines}\nIts trials cannot be compared with new ones: "
+            f"{shown(folder)} is a sweep of something else:\n  {lines}\nIts trials cannot be compared with new ones: "
             "use --overwrite to begin anew, another output_dir to keep both, or set the settings back"
         )
     if found or not (folder / RECORD).is_file():
-        shutil.rmtree(folder, ignore_errors=True)
+        mirror.remove(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "config.yaml", dump(experiment).encode())
-    write_atomic(folder / RECORD, json.dumps(reads, indent=1, sort_keys=True).encode())
+    write_changed(folder / "config.yaml", dump(as_asked(experiment)).encode())
+    write_changed(folder / RECORD, json.dumps(reads, indent=1, sort_keys=True).encode())
 
 
 def _reads(experiment: Experiment) -> Reads:
@@ -221,4 +208,5 @@ def _remove_models(folder: Path) -> None:
     """What a trial does not need any more, and is large."""
     train = folder / "train"
     for path in (folder / "model", train / "checkpoints", working_folder(train) / "checkpoints"):
-        shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir():
+            mirror.remove(path)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rayembed.config.space import Point
-from rayembed.data.storage import fingerprint, working_folder, write_atomic
+from rayembed.data import mirror
+from rayembed.data.storage import fingerprint, working_folder, write_atomic, write_changed
 
 FOLDER = "trials"
 TRIAL, RESULT, FAILURE = "trial.json", "result.json", "failure.json"
@@ -97,7 +98,7 @@ def known_trials(tune_folder: Path) -> list[Trial]:
 
 def read_trial(folder: Path) -> Trial:
     """The trial of a folder, with its result if it has ended."""
-    told = json.loads((folder / TRIAL).read_text())
+    told = json.loads(mirror.here(folder / TRIAL).read_text())
     found = _read(folder / RESULT)
     return Trial(told["number"], told["values"], told["baseline"], None if found is None else _result(found))
 
@@ -106,9 +107,16 @@ def begin(tune_folder: Path, trial: Trial) -> None:
     """Notes the trial before it starts, and forgets how an earlier start of it ended."""
     folder = trial_folder(tune_folder, trial.name)
     for name in (RESULT, FAILURE):
-        (folder / name).unlink(missing_ok=True)
+        if (folder / name).exists():
+            mirror.remove(folder / name)
     told = {"number": trial.number, "values": trial.values, "baseline": trial.baseline}
-    write_atomic(folder / TRIAL, json.dumps(told, indent=1).encode())
+    write_changed(folder / TRIAL, json.dumps(told, indent=1).encode())
+
+
+def forget_failure(folder: Path) -> None:
+    """Removes what an earlier try of a trial left, which another machine may have written."""
+    if mirror.is_there(folder / FAILURE):
+        mirror.remove(folder / FAILURE)
 
 
 def note_failure(folder: Path, failure: Failure) -> None:
@@ -127,6 +135,7 @@ def end(tune_folder: Path, trial: Trial, *, metric: str, seconds: float, lost: b
         lost: its process ended by an error.
     """
     folder = trial_folder(tune_folder, trial.name)
+    mirror.refresh(folder)  # other processes wrote it, maybe on other machines
     told = _read(folder / FAILURE)
     failure = None if told is None else Failure(**told)
     if lost and failure is None:

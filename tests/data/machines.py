@@ -1,6 +1,8 @@
 """Machines with scratch folders of their own and one store, all in this process: a server takes longer."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,14 @@ class Machines:
         if refreshed:
             mirror.refresh(root)
         return root
+
+    @contextmanager
+    def away(self, name: str) -> Iterator[None]:
+        """In this block this process is another machine, just started; then what it was before, which goes on."""
+        with self._patch.context() as patch:
+            patch.setenv("RAYEMBED_SCRATCH", str(self._folder / name))
+            patch.setattr(copies, "_MIRRORS", {})
+            yield
 
     def there(self) -> dict[str, str]:
         """What the store has."""

@@ -16,13 +16,15 @@ WITHIN = 800  # seconds; a minute on a machine that does nothing else
 
 
 class Command:
-    """`rayembed run` in a process of its own, with a scratch folder of its own."""
+    """`rayembed JOB` in a process of its own, with a scratch folder of its own."""
 
-    def __init__(self, experiment: Experiment | str, folder: Path, scratch: str, **environment: str) -> None:
+    def __init__(
+        self, experiment: Experiment | str, folder: Path, scratch: str, *, job: str = "run", **environment: str
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         file, self.log = folder / f"{scratch}.yaml", folder / f"{scratch}.log"
         file.write_text(experiment if isinstance(experiment, str) else dump(experiment))
-        command = [Path(sys.executable).with_name("rayembed"), "run", file]
+        command = [Path(sys.executable).with_name("rayembed"), job, file]
         environment |= {"RAYEMBED_SCRATCH": str(folder / scratch)}
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(

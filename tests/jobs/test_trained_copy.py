@@ -7,7 +7,7 @@ import pytest
 
 from rayembed.data import copies, mirror, storage
 from rayembed.jobs import trained_copy
-from rayembed.jobs.trained_copy import COPIES, leave, received_settings, sending_before
+from rayembed.jobs.trained_copy import COPIES, leave, received_settings, sending_before, telling_after
 from rayembed.jobs.trained_copy import storage as storage_of
 from tests.data.machines import Machines
 
@@ -40,18 +40,41 @@ def test_figures_are_there_before_the_checkpoint_is_and_another_machine_goes_on_
     seen: list[tuple[str, ...]] = []
     save = sending_before(lambda *words: seen.append((*words, *sorted(machines.there()))), folder, rank=0)
     (folder / "metrics.jsonl").write_text("1\n")
+    (folder / "evaluations.jsonl").write_text("2\n")
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "of_ray").write_text("not ours")
     save("saved")
-    assert seen == [("saved", "train/_PARTIAL", "train/metrics.jsonl")]
+    assert seen == [("saved", "train/_PARTIAL", "train/evaluations.jsonl", "train/metrics.jsonl")]
 
     machines.use("second", refreshed=False)
     for rank, expected in ((1, False), (0, True)):
         folder = Path(received_settings(json.loads(text), rank=rank)["train_folder"])
         assert (folder / "metrics.jsonl").exists() == expected
+        assert (folder / "evaluations.jsonl").exists() == expected
     assert (folder / "metrics.jsonl").read_text() == "1\n"
     plain = sending_before(print, folder, rank=1)
     assert plain is print, "others send nothing"
+
+
+def test_figures_of_an_evaluation_are_there_before_a_sweep_that_may_end_the_worker_knows_of_them(
+    machines: Machines, tmp_path: Path
+) -> None:
+    folder = machines.use("worker") / "train.partial"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("1\n")
+    seen: list[tuple[dict[str, float], str]] = []
+
+    def tell(figures: dict[str, float]) -> None:
+        seen.append((figures, machines.there()["train/evaluations.jsonl"]))
+
+    for step in (4.0, 8.0):
+        with (folder / "evaluations.jsonl").open("a") as file:
+            file.write(f"{step}\n")
+        telling_after(tell, folder, rank=0)({"step": step})
+    assert seen == [({"step": 4.0}, "4.0\n"), ({"step": 8.0}, "4.0\n8.0\n")]
+    assert "train/metrics.jsonl" not in machines.there(), "with the next checkpoint"
+    assert telling_after(tell, folder, rank=1) is tell
+    assert telling_after(tell, tmp_path, rank=0) is tell
 
 
 def test_the_model_is_there_whole_and_the_adapter_before_it(machines: Machines) -> None:
