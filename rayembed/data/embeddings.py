@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from rayembed.config.uris import public_name, split_options
+from rayembed.config.wording import counted
 from rayembed.data import storage
 from rayembed.data.problems import DataError
 from rayembed.data.storage import exists, is_folder, open_input
@@ -140,8 +141,8 @@ def check_count(files: Sequence[EmbeddingFile], rows: int, *, setting: str, ids_
         return
     allowed = "exactly as many, in the order of the texts" if exact else "at least as many"
     raise DataError(
-        f"{setting}: its {len(files)} files hold {found:,} vectors for {rows:,} texts; allowed: {allowed}. Set it to "
-        "all files of these texts, or remove it"
+        f"{setting}: {counted(len(files), 'file')} with {found:,} vectors for {rows:,} texts; allowed: {allowed}. "
+        "Set it to all files of these texts, or remove it"
     )
 
 

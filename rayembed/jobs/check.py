@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rayembed.config import Experiment
 from rayembed.config.mine import MineConfig
 from rayembed.config.uris import public_name
+from rayembed.config.wording import counted
 from rayembed.data.datasets import read_datasets
 from rayembed.data.mixing import MixedPlan
 from rayembed.data.prepare import Prepared, prepare
@@ -249,7 +250,7 @@ def _window(config: MineConfig, rows: Store, corpus: Store) -> list[str]:
     given = sum(pc.sum(pc.list_value_length(part.column("neg"))).as_py() or 0 for part in rows.iter_parts(["neg"]))
     if given:
         lines.append(
-            f"warning: mine will replace the {given:,} negatives that the rows bring; leave mine out to use them"
+            f"warning: mine will replace {counted(given, 'negative')} that the rows bring; leave mine out to use them"
         )
     return lines
 

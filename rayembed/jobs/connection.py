@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 
 from rayembed.config.ray import AUTO, LOCAL, RayConfig, check_address
 
+from rayembed.config.wording import counted
 logger = logging.getLogger(__name__)
 ADDRESS, MODE = "RAY_ADDRESS", "RAY_AUTH_MODE"
 TOKEN, TOKEN_FILE, HOME_TOKEN = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", Path(".ray") / "auth_token"
@@ -122,7 +123,9 @@ def log_cluster(where: str) -> None:
     """One line on the cluster: address, nodes, CPUs, GPUs."""
     nodes = alive_nodes()
     total = {kind: sum(node["Resources"].get(kind, 0) for node in nodes) for kind in ("CPU", "GPU")}
-    logger.info("Ray at %s: %d nodes, %g CPUs, %g GPUs", where, len(nodes), total["CPU"], total["GPU"])
+    logger.info(
+        "Ray at %s: %s, %s", where, counted(len(nodes), "node"), ", ".join(counted(total[kind], kind) for kind in total)
+    )
 
 
 def token_source() -> str | None:
@@ -214,8 +217,8 @@ def lack_of_room(config: RayConfig) -> str:
     cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
     of_a_worker = f"{config.cpus_per_worker} CPU cores{' and a GPU' if config.use_gpu else ''}"
     return (
-        f"ray.num_workers asks for {asked} workers of {of_a_worker} each, and the cluster has room for {room} "
-        f"({len(nodes)} nodes with {cpus:g} CPUs and {gpus:g} GPUs)"
+        f"ray.num_workers asks for {counted(asked, 'worker')} of {of_a_worker} each, and the cluster has room for "
+        f"{room} ({counted(len(nodes), 'node')} with {counted(cpus, 'CPU')} and {counted(gpus, 'GPU')})"
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from rayembed.config import Experiment
 from rayembed.config.jobs import HarvestConfig
 from rayembed.data.copies import shown
+from rayembed.config.wording import counted
 from rayembed.data.docstrings import STATS_FILE, fingerprint, harvest
 from rayembed.jobs.run_folder import in_run_folder
 
@@ -60,7 +61,7 @@ def plan(experiment: Experiment) -> str:
         state = f"is there, but {'; '.join(changes)}: needs --overwrite" if changes else "is up to date"
     versions = fingerprint(config)["versions"]
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
-    limit = "all pairs" if config.max_pairs is None else f"at most {config.max_pairs} pairs"
+    limit = "all pairs" if config.max_pairs is None else f"at most {counted(config.max_pairs, 'pair')}"
     return f"harvest: {limit} of the docstrings of {packages}; {shown(config.output)} {state}"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from rayembed.config import Experiment
 from rayembed.config.mine import MineConfig
+from rayembed.config.wording import counted
 from rayembed.data.mirror import remove
 from rayembed.data.prepare import prepare
 from rayembed.data.storage import fingerprint, write_atomic
@@ -105,8 +106,9 @@ def plan(experiment: Experiment) -> str:
     where = state(Path(experiment.output_dir) / "mine", _reads(experiment, config, data))
     others = f"{in_words(data.passed)}; " if data.passed else ""
     return (
-        f"mine: {rows.num_rows:,} queries against {corpus.num_rows:,} passages in {len(corpus.parts)} units, "
-        f"{config.negative_number} negatives a query from ranks {config.range_for_sampling}; "
+        f"mine: {counted(rows.num_rows, 'query')} against {counted(corpus.num_rows, 'passage')} in "
+        f"{counted(len(corpus.parts), 'unit')}, "
+        f"{counted(config.negative_number, 'negative')} a query from ranks {config.range_for_sampling}; "
         f"{_to_encode(experiment, config, rows, corpus)}; {_planned(experiment, data).in_words()}; {others}{where}"
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from rayembed.config import Experiment
 from rayembed.config.loading import dump
 from rayembed.config.trials import check_space
+from rayembed.config.wording import counted
 from rayembed.data import mirror
 from rayembed.data.copies import shown
 from rayembed.data.storage import write_atomic
@@ -106,7 +107,7 @@ def _tuned(experiment: Experiment, jobs: list[str], *, overwrite: bool) -> tuple
         return experiment, jobs
     start = time.monotonic()
     trials = sweep(experiment, overwrite=overwrite)
-    logger.info("tune: %d trials (%s)", len(trials), duration(time.monotonic() - start))
+    logger.info("tune: %s (%s)", counted(len(trials), "trial"), duration(time.monotonic() - start))
     if experiment.tune.then is None:
         return experiment, []
     return best_experiment(experiment, best_of(trials).changed), [name for name in jobs if name != "tune"]
@@ -131,8 +132,9 @@ def _check_rounds(experiment: Experiment, *, overwrite: bool) -> None:
     was = len([path for path in (out / FOLDER).glob("*") if path.name.isdigit()]) + 1
     if (out / "mine").exists() and was != experiment.mine.rounds:
         raise ChangedError(
-            f"{shown(out)} was made in {was} rounds, and mine.rounds is {experiment.mine.rounds}; set it as it was, "
-            "choose another output_dir (with cache_dir as it is, vectors are not made again), or use --overwrite"
+            f"{shown(out)} was made in {counted(was, 'round')}, and mine.rounds is {experiment.mine.rounds}; set it "
+            "as it was, choose another output_dir (with cache_dir as it is, vectors are not made again), or use "
+            "--overwrite"
         )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from rayembed.config import Experiment
+from rayembed.config.wording import counted
 from rayembed.data.storage import write_atomic
 from rayembed.data.store import Row, Store
 from rayembed.jobs.folders import Reads, state, written_once
@@ -93,7 +94,7 @@ def plan(experiment: Experiment) -> str:
     pairs = sum(row_pairs(data.rows, teacher_wording(experiment)).sizes)
     others = f"{in_words(data.passed)}; " if data.passed else ""
     return (
-        f"score: {data.rows.num_rows:,} rows of {source}, at most {pairs:,} pairs, by "
+        f"score: {counted(data.rows.num_rows, 'row')} of {source}, at most {counted(pairs, 'pair')}, by "
         f"{config.model} ({kind_of_teacher(experiment)}); {others}{where}"
     )
 

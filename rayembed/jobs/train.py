@@ -15,6 +15,7 @@ import torch
 from rayembed.config import Experiment
 from rayembed.config.deepspeed import deepspeed_settings
 from rayembed.config.train import TrainConfig
+from rayembed.config.wording import counted
 from rayembed.data import mirror
 from rayembed.data.copies import registered, shown
 from rayembed.data.datasets import read_datasets
@@ -121,15 +122,17 @@ def plan(experiment: Experiment) -> str:
         max_steps=config.max_steps,
         accumulation=config.gradient_accumulation_steps,
     )
-    negatives = sorted({negatives_per_query(experiment, dataset) for dataset in datasets.items})
-    where = state(Path(experiment.output_dir) / "train", _reads(experiment, rows, dev))
+    numbers = sorted({negatives_per_query(experiment, dataset) for dataset in datasets.items})
+    negatives = " or ".join(counted(number, "negative") for number in numbers)
+    coming, advice = coming_rows(experiment, after=before), _on_other_workers
+    where = state(final, _reads(experiment, rows, dev), overwrite=overwrite, coming=coming, advice=advice)
     steps = total // config.gradient_accumulation_steps
     evaluated = "" if dev is None else f"; {plan_in_words(experiment, dev, steps)}"
     cached = " (grad_cache: one chunk of a batch at a time)" if config.grad_cache else ""
     return (
-        f"train: {rows.num_rows:,} rows of {source}, {batches.batches_per_epoch:,} batches of "
-        f"{batches.global_batch_size:,} queries an epoch on {experiment.ray.workers_in_words()}, "
-        f"{steps:,} steps, {' or '.join(map(str, negatives))} negatives a query"
+        f"train: {counted(rows.num_rows, 'row')} of {source}, {counted(batches.batches_per_epoch, 'batch')} of "
+        f"{counted(batches.global_batch_size, 'query')} an epoch on {experiment.ray.workers_in_words()}, "
+        f"{counted(steps, 'step')}, {negatives} a query"
         f"{cached}; {estimates.training(experiment, rows, total)}{evaluated}; {where}"
     )
 

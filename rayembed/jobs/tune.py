@@ -9,6 +9,7 @@ from joblib import cpu_count
 
 from rayembed.config import Experiment
 from rayembed.config.trials import check_space, section_of
+from rayembed.config.wording import counted
 from rayembed.data.store import Store
 from rayembed.jobs import estimates, evaluate, export, mine, score, train
 from rayembed.jobs.connection import Resources
@@ -75,10 +76,10 @@ def plan(experiment: Experiment) -> str:
     seconds = _seconds(own, rows, steps, dev, 1 + math.ceil(steps / every))
     early = "; asha stops most of them earlier" if config.scheduler == "asha" else ""
     return (
-        f"tune: {most:,} trials ({config.search} over {', '.join(config.space)}), {done:,} of them done; each has "
-        f"{steps:,} steps on {rows.num_rows:,} rows of {source}, and every {every:,} steps an evaluation by "
-        f"{config.metric}, {dev.words}; {at_once} at a time on this machine, each on "
-        f"{experiment.ray.workers_in_words()}; about {duration(seconds)} a trial, "
+        f"tune: {counted(most, 'trial')} ({config.search} over {', '.join(config.space)}), {done:,} of them done; each "
+        f"has {counted(steps, 'step')} on {counted(rows.num_rows, 'row')} of {source}, and every "
+        f"{counted(every, 'step')} an evaluation by {config.metric}, {dev.words}; {at_once} at a time on this "
+        f"machine, each on {experiment.ray.workers_in_words()}; about {duration(seconds)} a trial, "
         f"{duration(seconds * math.ceil(max(0, most - done) / at_once))} for what is left{early}"
     )
 

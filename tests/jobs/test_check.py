@@ -137,4 +137,4 @@ def test_errors_are_in_the_file_too(make_experiment: MakeExperiment, tmp_path: P
     rows.write_text('{"query": "q", "pos": []}\n')
     with pytest.raises(ValueError, match=r"rows\.jsonl:1: pos"):
         check.run(make_experiment(tmp_path / "run", data={"train": [str(rows)]}))
-    assert "1 errors" in (tmp_path / "run" / "check.txt").read_text()
+    assert "1 error, 0 warnings" in (tmp_path / "run" / "check.txt").read_text()

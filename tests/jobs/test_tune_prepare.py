@@ -259,7 +259,7 @@ def test_a_dry_run_tells_trials_steps_and_evaluations_and_writes_nothing(
     found = tune.plan(experiment)
     assert "tune: 3 trials (random over train.temperature, train.learning_rate), 0 of them done" in found
     assert f"each has {STEPS} steps on 80 rows" in found
-    assert "every 1 steps an evaluation by ndcg@10, 20 queries of split dev against all 120 passages" in found
+    assert "every 1 step an evaluation by ndcg@10, 20 queries of split dev against all 120 passages" in found
     assert "1 at a time on this machine" in found
     assert not (tmp_path / "run" / "tune").exists()
     tune.run(experiment)
