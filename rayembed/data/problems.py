@@ -145,7 +145,6 @@ class Report:
             lines.append(title)
             lines += [f"  {name:<{width}}  {number:>13,}  {note}".rstrip() for name, number, note in rows]
         lines += [f"  {line}" for line in self.errors.lines()]
-        lines.append(f"{self.errors.total:,} errors, {self.warnings.total:,} warnings")
         return "\n".join(lines)
 
     def to_json(self) -> bytes:

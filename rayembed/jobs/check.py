@@ -41,6 +41,7 @@ from rayembed.models.trained import build_tokenizer
 
 logger = logging.getLogger(__name__)
 PLURALS = {"query": "queries", "passage": "passages"}
+WARNING = "warning: "  # begins a line that is one
 SAMPLE = 2000  # texts whose tokens are counted; a corpus of millions is not tokenised for a warning
 
 
@@ -66,12 +67,12 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     tasks = read_tasks(experiment, prepared.report)
     if experiment.mine is not None:
         prepared.report.warnings.drop("rows without negatives")  # that is what mine is for
-    text = prepared.report.summary()
     path = Path(experiment.output_dir) / "check.txt"
-    write_atomic(path, (text + "\n").encode())  # also when it lists errors: no all-clear of an earlier day stays
+    found = prepared.report.summary() + "\n"
+    write_atomic(path, found.encode())  # also when it lists errors: no all-clear of an earlier day stays
     prepared.report.raise_if_errors()
     lines = [
-        text,
+        prepared.report.listing(),
         f"model {experiment.model.name_or_path}, pooling {pooling_of(experiment.model)}",
         *_lengths(experiment, prepared),
         *task_notes(experiment, tasks, prepared.rows),
@@ -91,7 +92,8 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
         lines += _left_out(experiment, prepared.rows)
         dev = dev_split(experiment)
         lines += [] if dev is None else [f"dev split: {dev.words}", *notes(experiment, dev, prepared.rows)]
-    summary = "\n".join(line for line in lines if line)
+    warned = sum(line.startswith(WARNING) for line in lines)
+    summary = "\n".join([*filter(None, lines), prepared.report.totals(other_warnings=warned)])
     for line in summary.splitlines():
         logger.info("check: %s", line)
     write_atomic(path, (summary + "\n").encode())

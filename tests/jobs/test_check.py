@@ -15,7 +15,7 @@ def test_it_says_how_much_there_is_and_what_is_cut(make_experiment: MakeExperime
     path = check.run(make_experiment(tmp_path / "run", encode={"passage_max_len": 10}))
     text = path.read_text()
     assert path == tmp_path / "run" / "check.txt"
-    assert "0 errors" in text
+    assert text.endswith("\n0 errors, 0 warnings\n")
     assert "longer than 48 (data.passage_max_len) are cut" in text
     assert "100.0 % longer than 10 (encode.passage_max_len) are cut" in text
 
@@ -72,6 +72,8 @@ def test_rows_that_sit_out_are_said_where_they_are_many(make_experiment: MakeExp
         texts.append(check.run(made).read_text())
     assert "warning: 14 of 30 rows fill no whole batch of 16 queries and sit out each epoch" in texts[0]
     assert "fill no whole batch" not in texts[1]
+    assert [text.splitlines()[-1] for text in texts] == ["0 errors, 1 warning", "0 errors, 0 warnings"]
+    assert [text.count(" warning") for text in texts] == [1, 1], "the totals stand at the end alone"
 
 
 def test_what_mining_will_do_that_one_may_not_expect_is_said(make_experiment: MakeExperiment, tmp_path: Path) -> None:
