@@ -147,7 +147,7 @@ def _limits(experiment: Experiment) -> dict[str, int]:
 
 
 @in_run_folder
-def plan(experiment: Experiment) -> str:
+def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do."""
     sources = [*experiment.data.train, *experiment.data.corpus, *filter(None, [experiment.data.evaluation])]
     for task in experiment.evaluate.tasks if experiment.evaluate is not None else ():
