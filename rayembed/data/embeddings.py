@@ -106,7 +106,7 @@ def read_headers(paths: Sequence[str], *, setting: str) -> list[EmbeddingFile]:
         except DataError as error:
             problems.append(f"{public_name(path)}: {error}")
     if problems:
-        more = f"\n  and {len(problems) - SHOWN} more files" if len(problems) > SHOWN else ""
+        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         listed = "\n  ".join(problems[:SHOWN])
         raise DataError(f"{setting}: these files cannot be used, so nothing was started:\n  {listed}{more}")
     files = [file for file in files if file.num_rows]

@@ -76,7 +76,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
 
 
 @in_run_folder
-def plan(experiment: Experiment) -> str:
+def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do."""
     prepared = _data(experiment)
     counts = " and ".join(f"{counted(store.num_rows, f'{side} text')}" for side, store in _stores(prepared).items())

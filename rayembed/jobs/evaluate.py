@@ -70,7 +70,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
 
 
 @in_run_folder
-def plan(experiment: Experiment) -> str:
+def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do."""
     config, data = _section(experiment), _data(experiment)
     if experiment.train is not None and not (Path(experiment.output_dir) / "model").is_dir():
@@ -79,7 +79,7 @@ def plan(experiment: Experiment) -> str:
             check_retriever(experiment)
     else:
         names = " and ".join(_models(experiment))
-        where = state(Path(experiment.output_dir) / "evaluate", _reads(experiment, config, data))
+        where = state(Path(experiment.output_dir) / "evaluate", _reads(experiment, config, data), overwrite=overwrite)
     asked = []
     if data.retrieval is not None:
         queries, corpus = data.retrieval.queries, data.retrieval.corpus

@@ -98,12 +98,12 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
 
 
 @in_run_folder
-def plan(experiment: Experiment) -> str:
+def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do."""
     config = _section(experiment)
     data = _data(experiment)
     rows, corpus = data.rows, data.corpus
-    where = state(Path(experiment.output_dir) / "mine", _reads(experiment, config, data))
+    where = state(Path(experiment.output_dir) / "mine", _reads(experiment, config, data), overwrite=overwrite)
     others = f"{in_words(data.passed)}; " if data.passed else ""
     return (
         f"mine: {counted(rows.num_rows, 'query')} against {counted(corpus.num_rows, 'passage')} in "

@@ -60,11 +60,11 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
 
 
 @in_run_folder
-def plan(experiment: Experiment) -> str:
+def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do."""
     sources, total = _sources(experiment)
     bounds = _section(experiment).length_list
-    where = state(Path(experiment.output_dir) / "split", _reads(experiment, sources))
+    where = state(Path(experiment.output_dir) / "split", _reads(experiment, sources), overwrite=overwrite)
     ranges = ", ".join(range_name(place, bounds) for place in range(len(bounds)))
     return f"split: {counted(total, 'row')} of {counted(len(sources), 'file')} into ranges of {ranges} tokens; {where}"
 

@@ -25,6 +25,7 @@ from rayembed.data.store import Store
 from rayembed.jobs import estimates
 from rayembed.jobs.as_trial import AsTrial
 from rayembed.jobs.checkpoints import Checkpoints, best_in_words, kept, remove_uncounted
+from rayembed.jobs.connection import signals_kept
 from rayembed.jobs.dev_split import (
     OF_EVALUATIONS,
     DevSplit,
@@ -34,8 +35,8 @@ from rayembed.jobs.dev_split import (
     plan_in_words,
     told_workers,
 )
-from rayembed.jobs.folders import ChangedError, Reads, state, written_once
-from rayembed.jobs.inputs import check_rows, not_done, planned_batches, planned_rows, training_rows
+from rayembed.jobs.folders import Reads, state, written_once
+from rayembed.jobs.inputs import check_rows, coming_rows, not_done, planned_batches, planned_rows, training_rows
 from rayembed.jobs.process_group import ProcessGroup
 from rayembed.jobs.run_folder import in_run_folder
 from rayembed.jobs.session import log_from_worker, ray_session
@@ -100,18 +101,17 @@ def run(experiment: Experiment, *, overwrite: bool = False, trial: AsTrial | Non
     if final.exists() and not (final.parent / "model").is_dir():
         mirror.reopen(final)
         final.rename(working_folder(final))  # the model was removed: its last steps are done again from a checkpoint
-    try:
-        return written_once(final, _reads(experiment, rows, dev), write, overwrite=overwrite, experiment=experiment)
-    except ChangedError as error:
-        raise ChangedError(f"{error}{_on_other_workers(str(error))}") from None
+    depends_on, advice = _reads(experiment, rows, dev), _on_other_workers
+    return written_once(final, depends_on, write, overwrite=overwrite, experiment=experiment, advice=advice)
 
 
 @in_run_folder
-def plan(experiment: Experiment) -> str:
+def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do."""
     config = _section(experiment)
-    rows, source = planned_rows(experiment, after=("score", "mine"))
-    check_rows(experiment, rows, coming=tuple(job for job in ("score", "mine") if not_done(experiment, job)))
+    final, before = Path(experiment.output_dir) / "train", ("score", "mine")
+    rows, source = planned_rows(experiment, after=before)
+    check_rows(experiment, rows, coming=tuple(job for job in before if not_done(experiment, job)))
     check_model(experiment)
     dev = dev_split(experiment)
     datasets = read_datasets(rows, experiment)
@@ -319,7 +319,8 @@ def _fit(
     )
     remove_uncounted(folder / "checkpoints")
     try:
-        result = trainer.fit()
+        with signals_kept():
+            result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise TrainingError(
             f"training stopped: {_cause(error)}\nIts checkpoints are kept in {shown(folder / 'checkpoints')}; run the "

@@ -20,8 +20,8 @@ from rayembed.jobs.session import shared_session
 from rayembed.jobs.tune_prepare import eval_steps_of, total_steps, trial_experiment
 from rayembed.jobs.tune_ray import trials_at_once
 from rayembed.jobs.tune_results import best_experiment, best_of
-from rayembed.jobs.tune_sweep import FOLDER, check_place, number_of_trials, sweep
-from rayembed.jobs.tune_trials import Trial, known_trials
+from rayembed.jobs.tune_sweep import FOLDER, begun_trials, check_place, number_of_trials, sweep
+from rayembed.jobs.tune_trials import Trial
 from rayembed.report import build_report
 from rayembed.tracking.progress import duration
 
@@ -58,10 +58,11 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
 
 
 @in_run_folder
-def plan(experiment: Experiment) -> str:
+def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do: trials, how many at a time on this machine, steps, about how long."""
     check_space(experiment)
     check_place(experiment)
+    begun = begun_trials(experiment, overwrite=overwrite)
     config, folder = section_of(experiment), Path(experiment.output_dir) / FOLDER
     rows, source = planned_rows(experiment, after=("score", "mine"))
     own = trial_experiment(experiment, folder, Trial(0, {}, baseline=True), eval_steps=1)
@@ -71,7 +72,7 @@ def plan(experiment: Experiment) -> str:
     assert dev is not None
     steps = total_steps(own, rows)
     every, most = eval_steps_of(experiment, steps), number_of_trials(experiment)
-    done = len([trial for trial in known_trials(folder) if trial.result is not None])
+    done = len([trial for trial in begun if trial.result is not None])
     at_once = trials_at_once(config, experiment.ray, [_this_machine()])
     seconds = _seconds(own, rows, steps, dev, 1 + math.ceil(steps / every))
     early = "; asha stops most of them earlier" if config.scheduler == "asha" else ""
