@@ -10,11 +10,15 @@ import importlib
 import logging
 import os
 import shutil
+import signal
 import sys
 import textwrap
+import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import NamedTuple
 
 USAGE = "rayembed JOB EXPERIMENT.yaml [section.key=value ...] [--dry-run] [--overwrite]"
@@ -31,7 +35,8 @@ class Job(NamedTuple):
     """One verb of the command line.
 
     Attributes:
-        module: Has `run(experiment, *, overwrite=False) -> Path` and `plan(experiment) -> str`.
+        module: Has `run(experiment, *, overwrite=False) -> Path`, and `plan(experiment, *, overwrite=False) -> str`,
+            which raises what `run` would refuse before it does anything.
         help: What it does, on one line.
         sections: Sections of the experiment that it reads, its own first; "" is what is in no section.
         needs_file: Whether it does nothing without an experiment file; else `run` and `plan` take None for it.
@@ -100,19 +105,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after `rayembed`. None: those of this process.
 
     Returns:
-        The exit status: 0 done, 1 the job failed, 2 the command or the experiment file is wrong, 130 interrupted.
+        The exit status: 0 done, 1 the job failed, 2 the command or the experiment file is wrong, 130 interrupted, 143
+        asked to end by SIGTERM.
     """
-    words = _parse(sys.argv[1:] if arguments is None else arguments)
+    words, came = _parse(sys.argv[1:] if arguments is None else arguments), list[int]()
     try:
         if words.help:
             _show(_help_of(words.job))
             return 0
-        return _run(words)
-    except KeyboardInterrupt:
+        with _sigterm_interrupts(came):
+            return _run(words)
+    except (KeyboardInterrupt, SystemExit):  # the latter is how Ray Train ends a training that it interrupts
         print("rayembed: interrupted; the same command goes on from what is done", file=sys.stderr)
-        return 130
+        return 128 + (signal.SIGTERM if came else signal.SIGINT)
     except (ValueError, OSError, RuntimeError) as error:  # what jobs raise for people to read; the rest is ours to fix
         return _report(error)
+
+
+@contextmanager
+def _sigterm_interrupts(came: list[int]) -> Iterator[None]:
+    """SIGTERM, which schedulers and containers send, ends the command as Ctrl-C does, and is noted in a list."""
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # no other one may set them
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -164,7 +189,7 @@ def _run(words: argparse.Namespace) -> int:
     experiment = None if words.experiment is None else load(words.experiment, words.overrides)
     module = importlib.import_module(JOBS[words.job].module)
     if words.dry_run:
-        print(module.plan(experiment))
+        print(module.plan(experiment, overwrite=words.overwrite))
         return 0
     result = module.run(experiment, overwrite=words.overwrite)
     took = _duration(time.monotonic() - started)
@@ -206,7 +231,7 @@ def _duration(seconds: float) -> str:
 def _overview() -> str:
     options = {
         "section.key=value": "set any setting, the value in YAML: train.learning_rate=2e-5, mine={}, mine=null",
-        "--dry-run": "print what would be done, and do nothing",
+        "--dry-run": "print what would be done; nothing is written but prepared data in the cache",
         "--overwrite": "replace what was made from other settings or data",
         "--version": "print the version",
         "--help": "after a job: every setting that it reads",

@@ -3,10 +3,14 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 PACKAGE = Path(__file__).parents[1] / "rayembed"
 BASE = {"config"}
@@ -23,6 +27,7 @@ OWNING_FILES = {"deepspeed": {"training/engine.py"}}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 TESTS = Path(__file__).parent
 ALL_FILES = sorted({*PACKAGE.rglob("*.py"), *TESTS.rglob("*.py")})
+OF_SOME_SETTINGS = ("gpu", "qlora")  # extras that a setting asks for
 OF_NO_PART = {"utils", "util", "common", "helpers", "helper", "misc"}
 
 
@@ -53,6 +58,24 @@ def test_imports_follow_the_folder_rules(path: Path) -> None:
             assert unit(path) in OWNERS.get(library, {unit(path)}), f"only {OWNERS[library]} may import {library}"
             place = path.relative_to(PACKAGE).as_posix()
             assert place in OWNING_FILES.get(library, {place}), f"only {OWNING_FILES[library]} may import {library}"
+
+
+@pytest.fixture(scope="module")
+def named() -> set[str]:
+    """What pyproject.toml installs for rayembed itself: not for tests, and not with something else by chance."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    extras = [line for extra in OF_SOME_SETTINGS for line in project["optional-dependencies"][extra]]
+    return {canonicalize_name(Requirement(line).name) for line in [*project["dependencies"], *extras]}
+
+
+def test_what_is_imported_is_named_in_pyproject(named: set[str]) -> None:
+    installed = packages_distributions()
+    for path in FILES:
+        for module in imported_modules(path):
+            library = module.partition(".")[0]
+            if library not in {"rayembed", *sys.stdlib_module_names}:
+                packages = {canonicalize_name(name) for name in installed.get(library, [library])}
+                assert packages & named, f"{path}: name one of {sorted(packages)} in [project.dependencies]"
 
 
 @pytest.mark.parametrize("path", ALL_FILES, ids=lambda path: str(path.relative_to(PACKAGE.parent)))

@@ -1,6 +1,7 @@
 """The command line: quick help, exit statuses, one line an error, and what a job is called with."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -33,7 +34,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         seen.append((experiment, overwrite))
         return Path(experiment.output_dir) / "train"
 
-    install(monkeypatch, run=run, plan=lambda experiment: f"plan for {experiment.output_dir}")
+    def planned(experiment: Experiment, *, overwrite: bool) -> str:
+        return f"plan for {experiment.output_dir}" + (" anew" if overwrite else "")
+
+    install(monkeypatch, run=run, plan=planned)
     return seen
 
 
@@ -91,6 +95,7 @@ def test_overview_names_every_job_and_version_the_version(capsys: pytest.Capture
     shown = capsys.readouterr().out
     for name, job in JOBS.items():
         assert f"\n  {name:<10}{job.help.split(',')[0]}" in shown
+    assert "nothing is written but prepared data in the cache" in " ".join(shown.split())
     made = ["harvest", "check", "mine", "score", "train", "evaluate", "encode", "split", "merge", "export"]
     made += ["tune", "doctor", "run"]
     assert list(JOBS) == made
@@ -161,7 +166,9 @@ def test_dry_run_prints_the_plan_and_runs_nothing(
     experiment_file: str, calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_status("train", experiment_file, "--dry-run") == 0
-    assert (capsys.readouterr().out, calls) == (f"plan for {Path('runs/x').absolute()}\n", [])
+    assert exit_status("train", experiment_file, "--dry-run", "--overwrite") == 0
+    out = Path("runs/x").absolute()
+    assert (capsys.readouterr().out, calls) == (f"plan for {out}\nplan for {out} anew\n", [])
 
 
 def test_environment_is_set_before_the_job_only_where_unset(
@@ -214,6 +221,25 @@ def test_wrong_experiments_exit_with_2_and_interrupts_with_130(
     assert capsys.readouterr().err.startswith("rayembed: error: none.yaml: no such file")
     install_failing(monkeypatch, KeyboardInterrupt())
     assert exit_status("train", experiment_file) == 130
+
+
+@pytest.mark.parametrize("how", ["the signal", "the exit that Ray Train makes of Ctrl-C"])
+def test_sigterm_ends_a_command_as_an_interrupt_does(
+    how: str, experiment_file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
+        if how == "the signal":
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        sys.exit(0)
+
+    install(monkeypatch, run=run)
+    before = signal.getsignal(signal.SIGTERM)
+    started = time.monotonic()
+    assert exit_status("train", experiment_file) == (143 if how == "the signal" else 130)
+    assert time.monotonic() - started < 5
+    assert capsys.readouterr().err == "rayembed: interrupted; the same command goes on from what is done\n"
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_progress_of_rayembed_goes_to_stderr_as_plain_lines(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from rayembed.config.base import STRICT
 from rayembed.config.uris import public_name
+from rayembed.config.wording import counted
 
 AUTO, LOCAL = "auto", "local"
 _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+):\d{1,5}")
@@ -105,4 +106,4 @@ class RayConfig:
         """Of training, for people: "2 workers", "1 to 4 workers"."""
         if self.elastic:
             return f"{self.fewest_workers} to {self.most_workers} workers"
-        return f"{self.most_workers} workers"
+        return counted(self.most_workers, "worker")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from rayembed.config.uris import public_name, split_options
+from rayembed.config.wording import counted
 from rayembed.data import storage
 from rayembed.data.problems import DataError
 from rayembed.data.storage import exists, is_folder, open_input
@@ -105,7 +106,7 @@ def read_headers(paths: Sequence[str], *, setting: str) -> list[EmbeddingFile]:
         except DataError as error:
             problems.append(f"{public_name(path)}: {error}")
     if problems:
-        more = f"\n  and {len(problems) - SHOWN} more files" if len(problems) > SHOWN else ""
+        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         listed = "\n  ".join(problems[:SHOWN])
         raise DataError(f"{setting}: these files cannot be used, so nothing was started:\n  {listed}{more}")
     files = [file for file in files if file.num_rows]
@@ -140,8 +141,8 @@ def check_count(files: Sequence[EmbeddingFile], rows: int, *, setting: str, ids_
         return
     allowed = "exactly as many, in the order of the texts" if exact else "at least as many"
     raise DataError(
-        f"{setting}: its {len(files)} files hold {found:,} vectors for {rows:,} texts; allowed: {allowed}. Set it to "
-        "all files of these texts, or remove it"
+        f"{setting}: {counted(len(files), 'file')} with {found:,} vectors for {rows:,} texts; allowed: {allowed}. "
+        "Set it to all files of these texts, or remove it"
     )
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rayembed.config import Experiment
 from rayembed.config.data import DataConfig
+from rayembed.config.wording import counted
 from rayembed.data.datasets import Dataset, Datasets
 from rayembed.data.passes import Bucket, Pass, Rows, TextKeys, buckets_of, one_pass
 from rayembed.data.plan import BatchPlan, Plan
@@ -53,7 +54,7 @@ class MixedPlan:
         if self.config.length_grouping and self.lengths is None:
             raise ValueError("data.length_grouping needs the lengths of the rows")
         if not sum(self.batches):
-            sizes = ", ".join(f"{item.name or 'all'}: {item.num_rows} rows" for item in self.data.items)
+            sizes = ", ".join(f"{item.name or 'all'}: {counted(item.num_rows, 'row')}" for item in self.data.items)
             alone = "" if self.keys is None else " without a text twice (data.no_duplicates_within_batch)"
             raise ValueError(
                 f"no dataset fills one batch{alone} ({sizes}; batches of {self.global_batch_size} queries); lower "
@@ -138,11 +139,12 @@ class MixedPlan:
             lines.append(
                 f"dataset {item.name or 'of all rows'}"
                 + (f" (type {item.type})" if item.type else "")
-                + f": {item.num_rows:,} rows, {self.batches[i]:,} batches a pass, {self.shares[i]:,} of "
-                f"{self.batches_per_epoch:,} batches an epoch, of {item.batch_size:,} queries x {item.group_size} "
-                f"passages, {item.loss}{', without in-batch negatives' if item.no_in_batch_neg else ''}"
-                + (f"; {left:,} rows of a pass are in no batch" if left else "")
-                + (f"; {item.left_out:,} rows alone with their label are left out" if item.left_out else "")
+                + f": {counted(item.num_rows, 'row')}, {counted(self.batches[i], 'batch')} a pass, "
+                f"{self.shares[i]:,} of {counted(self.batches_per_epoch, 'batch')} an epoch, of "
+                f"{counted(item.batch_size, 'query')} x {item.group_size} passages, "
+                f"{item.loss}{', without in-batch negatives' if item.no_in_batch_neg else ''}"
+                + (f"; {counted(left, 'row')} of a pass in no batch" if left else "")
+                + (f"; {counted(item.left_out, 'row')} alone with their label left out" if item.left_out else "")
             )
         return lines
 

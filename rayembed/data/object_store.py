@@ -17,6 +17,7 @@ from typing import TypeVar
 from pyarrow import fs
 
 from rayembed.config.uris import public_name, split_options
+from rayembed.config.wording import counted
 
 T = TypeVar("T")
 THREADS = 8  # files on their way at a time
@@ -246,11 +247,11 @@ def in_parallel(what: str, sizes: list[int], action: Callable[[int], object]) ->
                 now = time.monotonic()
                 if now - start > TELL_AFTER and now - told > TELL_EVERY:
                     told = now
-                    line = "%s: %d of %d files, %.1f of %.1f MB"
-                    logger.info(line, what, number + 1, len(sizes), done / 1e6, sum(sizes) / 1e6)
+                    line = "%s: %d of %s, %.1f of %.1f MB"
+                    logger.info(line, what, number + 1, counted(len(sizes), "file"), done / 1e6, sum(sizes) / 1e6)
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     if time.monotonic() - start > TELL_AFTER:
         seconds = time.monotonic() - start
-        logger.info("%s: %d files, %.1f MB took %.0f s", what, len(sizes), done / 1e6, seconds)
+        logger.info("%s: %s, %.1f MB took %.0f s", what, counted(len(sizes), "file"), done / 1e6, seconds)

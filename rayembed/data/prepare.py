@@ -15,6 +15,7 @@ import pyarrow as pa
 from rayembed.config import Experiment
 from rayembed.config.data import DataConfig
 from rayembed.config.uris import public_name
+from rayembed.config.wording import counted
 from rayembed.data import beir, mirror
 from rayembed.data.copies import shown
 from rayembed.data.names import dataset_names, note_absent_positives, source_names, with_ids_of
@@ -338,7 +339,7 @@ def _cached(
             writer.add(row)
         write_atomic(writer.working / "report.json", own.to_json())
         store = writer.finish()
-        logger.info("%s: %d rows in %d parts", shown(folder), store.num_rows, len(store.parts))
+        logger.info("%s: %s in %s", shown(folder), counted(store.num_rows, "row"), counted(len(store.parts), "part"))
     report.merge(_report_of(folder), folder.name)
     return Store.open(folder)
 

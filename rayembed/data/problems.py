@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import NoReturn
 
+from rayembed.config.wording import counted
+
 KEPT = 20  # of each kind; the rest is counted, so that a report of a bad billion-line file stays readable
 
 
@@ -110,13 +112,25 @@ class Report:
         number = self.errors.total
         listed = "\n".join(f"  {line}" for line in self.errors.lines())
         raise DataError(
-            f"{number:,} error{'s' if number > 1 else ''} in the data, so nothing was started:\n{listed}\n"
+            f"{counted(number, 'error')} in the data, so nothing was started:\n{listed}\n"
             "Correct or remove these lines, or change the paths in the experiment file; "
             "`rayembed check` shows them again."
         )
 
     def summary(self) -> str:
-        """Counts, warnings with their first place, and all kept errors, as text for people."""
+        """Counts, warnings with their first place, and all kept errors, as text for people; the totals come last."""
+        return "\n".join(filter(None, [self.listing(), self.totals()]))
+
+    def totals(self, *, other_warnings: int = 0) -> str:
+        """How many errors and warnings there are, in a line.
+
+        Args:
+            other_warnings: of what is beside the data.
+        """
+        return f"{counted(self.errors.total, 'error')}, {counted(self.warnings.total + other_warnings, 'warning')}"
+
+    def listing(self) -> str:
+        """The summary without the totals; empty where nothing was read."""
         sections = []
         if self.counts:
             sections.append(("counts", [(name, number, "") for name, number in self.counts.items()]))
@@ -131,7 +145,6 @@ class Report:
             lines.append(title)
             lines += [f"  {name:<{width}}  {number:>13,}  {note}".rstrip() for name, number, note in rows]
         lines += [f"  {line}" for line in self.errors.lines()]
-        lines.append(f"{self.errors.total:,} errors, {self.warnings.total:,} warnings")
         return "\n".join(lines)
 
     def to_json(self) -> bytes:

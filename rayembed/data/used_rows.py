@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rayembed.config.data import DatasetConfig
+from rayembed.config.wording import counted
 from rayembed.data.problems import Problem, Report
 from rayembed.data.store import Row, Store, chunks
 
@@ -61,7 +62,7 @@ def settled(rows: Store, small: Small, prompts: Sequence[DatasetConfig], report:
     for name, new in names.items():
         if new is None:
             least = "data.drop_threshold" if name in small.folders else "data.small_threshold"
-            report.warn(LEFT_OUT, Problem(name, None, least, f"{counts[name]:,} rows are too few; left out"))
+            report.warn(LEFT_OUT, Problem(name, None, least, f"{counted(counts[name], 'row')}, too few; left out"))
             report.count(f"rows of {LEFT_OUT}", counts[name])
     if counts and not any(names.values()):
         message = "leaves no dataset; lower it, or set it to 0"

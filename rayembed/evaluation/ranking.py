@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import pytrec_eval
 
+from rayembed.config.wording import counted
+
 log = logging.getLogger(__name__)
 
 # Our name -> trec_eval's measure, taken on the ranking cut at k. Cutting first gives recip_rank the k that trec_eval
@@ -43,7 +45,7 @@ def evaluate_rankings(
     judged = judged_queries(qrels)
     if not judged:
         raise ValueError(
-            f"none of the {len(qrels)} queries of the qrels has a positive judgement; check the qrels file"
+            f"none of the {counted(len(qrels), 'query')} of the qrels has a positive judgement; check the qrels file"
         )
     for query_id in judged:
         _check_unique(query_id, rankings.get(query_id, []))
@@ -104,10 +106,10 @@ def _check_unique(query_id: str, ranking: list[str]) -> None:
 
 def _log_counts(counts: dict[str, int]) -> None:
     meanings = {
-        "without_ranking": "without a ranking count 0",
-        "without_positive": "of the qrels without a positive judgement are left out",
-        "without_judgement": "with a ranking are not in the qrels and are left out",
+        "without_ranking": "without a ranking, counted as 0",
+        "without_positive": "of the qrels without a positive judgement, left out",
+        "without_judgement": "with a ranking, but not in the qrels, left out",
     }
     for name, meaning in meanings.items():
         if counts[name]:
-            log.warning("%d queries %s", counts[name], meaning)
+            log.warning("%s %s", counted(counts[name], "query"), meaning)

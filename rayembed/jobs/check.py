@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rayembed.config import Experiment
 from rayembed.config.mine import MineConfig
 from rayembed.config.uris import public_name
+from rayembed.config.wording import counted
 from rayembed.data.datasets import read_datasets
 from rayembed.data.mixing import MixedPlan
 from rayembed.data.prepare import Prepared, prepare
@@ -40,6 +41,7 @@ from rayembed.models.trained import build_tokenizer
 
 logger = logging.getLogger(__name__)
 PLURALS = {"query": "queries", "passage": "passages"}
+WARNING = "warning: "  # begins a line that is one
 SAMPLE = 2000  # texts whose tokens are counted; a corpus of millions is not tokenised for a warning
 
 
@@ -65,12 +67,12 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     tasks = read_tasks(experiment, prepared.report)
     if experiment.mine is not None:
         prepared.report.warnings.drop("rows without negatives")  # that is what mine is for
-    text = prepared.report.summary()
     path = Path(experiment.output_dir) / "check.txt"
-    write_atomic(path, (text + "\n").encode())  # also when it lists errors: no all-clear of an earlier day stays
+    found = prepared.report.summary() + "\n"
+    write_atomic(path, found.encode())  # also when it lists errors: no all-clear of an earlier day stays
     prepared.report.raise_if_errors()
     lines = [
-        text,
+        prepared.report.listing(),
         f"model {experiment.model.name_or_path}, pooling {pooling_of(experiment.model)}",
         *_lengths(experiment, prepared),
         *task_notes(experiment, tasks, prepared.rows),
@@ -90,7 +92,8 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
         lines += _left_out(experiment, prepared.rows)
         dev = dev_split(experiment)
         lines += [] if dev is None else [f"dev split: {dev.words}", *notes(experiment, dev, prepared.rows)]
-    summary = "\n".join(line for line in lines if line)
+    warned = sum(line.startswith(WARNING) for line in lines)
+    summary = "\n".join([*filter(None, lines), prepared.report.totals(other_warnings=warned)])
     for line in summary.splitlines():
         logger.info("check: %s", line)
     write_atomic(path, (summary + "\n").encode())
@@ -144,7 +147,7 @@ def _limits(experiment: Experiment) -> dict[str, int]:
 
 
 @in_run_folder
-def plan(experiment: Experiment) -> str:
+def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do."""
     sources = [*experiment.data.train, *experiment.data.corpus, *filter(None, [experiment.data.evaluation])]
     for task in experiment.evaluate.tasks if experiment.evaluate is not None else ():
@@ -249,7 +252,7 @@ def _window(config: MineConfig, rows: Store, corpus: Store) -> list[str]:
     given = sum(pc.sum(pc.list_value_length(part.column("neg"))).as_py() or 0 for part in rows.iter_parts(["neg"]))
     if given:
         lines.append(
-            f"warning: mine will replace the {given:,} negatives that the rows bring; leave mine out to use them"
+            f"warning: mine will replace {counted(given, 'negative')} that the rows bring; leave mine out to use them"
         )
     return lines
 

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from rayembed.config import Experiment
+from rayembed.config.wording import counted
 from rayembed.data.prompts import query_text
 from rayembed.data.store import Store, hash_texts
 from rayembed.data.tasks import CLASS, STS
@@ -107,4 +108,4 @@ def _put(rows: Store, kind: str, prompt: str | None) -> set[str]:
 
 def _shown(prompts: set[str]) -> str:
     shown = [repr(prompt) if prompt else "no prompt" for prompt in sorted(prompts)]
-    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} others" if len(shown) > 3 else "")
+    return ", ".join(shown[:3]) + (f" and {counted(len(shown) - 3, 'other')}" if len(shown) > 3 else "")

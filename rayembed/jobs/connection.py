@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -16,6 +17,7 @@ from ray._private import services  # ray.init itself finds addresses and nodes b
 from ray.exceptions import RayError
 
 from rayembed.config.ray import AUTO, LOCAL, RayConfig, check_address
+from rayembed.config.wording import counted
 
 logger = logging.getLogger(__name__)
 ADDRESS, MODE = "RAY_ADDRESS", "RAY_AUTH_MODE"
@@ -67,7 +69,7 @@ def start_local(config: RayConfig) -> str:
             f"ray.num_workers {config.fewest_workers} x ray.cpus_per_worker {config.cpus_per_worker} asks for {asked} "
             f"CPU cores; this machine has {cpus} for this process. Lower either, or set ray.address to a cluster"
         )
-    with _without(OF_THE_JOB), _quiet("ray._private.authentication.authentication_token_setup"):
+    with _without(OF_THE_JOB), signals_kept(), _quiet("ray._private.authentication.authentication_token_setup"):
         started = ray.init(
             address=LOCAL,
             num_cpus=cpus,
@@ -104,7 +106,7 @@ def connect(address: str) -> str:
             "the command (ray job submit --address http://HEAD:8265 -- rayembed ...), or start a node here (ray start "
             f"--address={where})"
         )
-    with _set_where_unset("RAY_gcs_server_port_wait_time_s", "3"):  # a Ray that listens answers at once
+    with signals_kept(), _set_where_unset("RAY_gcs_server_port_wait_time_s", "3"):  # a Ray that listens answers at once
         try:
             found = ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
         except (OSError, RuntimeError, ValueError, RayError) as error:
@@ -122,7 +124,9 @@ def log_cluster(where: str) -> None:
     """One line on the cluster: address, nodes, CPUs, GPUs."""
     nodes = alive_nodes()
     total = {kind: sum(node["Resources"].get(kind, 0) for node in nodes) for kind in ("CPU", "GPU")}
-    logger.info("Ray at %s: %d nodes, %g CPUs, %g GPUs", where, len(nodes), total["CPU"], total["GPU"])
+    logger.info(
+        "Ray at %s: %s, %s", where, counted(len(nodes), "node"), ", ".join(counted(total[kind], kind) for kind in total)
+    )
 
 
 def token_source() -> str | None:
@@ -214,8 +218,8 @@ def lack_of_room(config: RayConfig) -> str:
     cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
     of_a_worker = f"{config.cpus_per_worker} CPU cores{' and a GPU' if config.use_gpu else ''}"
     return (
-        f"ray.num_workers asks for {asked} workers of {of_a_worker} each, and the cluster has room for {room} "
-        f"({len(nodes)} nodes with {cpus:g} CPUs and {gpus:g} GPUs)"
+        f"ray.num_workers asks for {counted(asked, 'worker')} of {of_a_worker} each, and the cluster has room for "
+        f"{room} ({counted(len(nodes), 'node')} with {counted(cpus, 'CPU')} and {counted(gpus, 'GPU')})"
     )
 
 
@@ -238,6 +242,23 @@ def _named(address: str) -> str:
 def _last_words(error: BaseException) -> str:
     cause = error.__cause__ or error
     return (str(cause).strip().splitlines() or [type(cause).__name__])[-1]
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """What SIGTERM and SIGINT do to this process stays as it was before the block.
+
+    Ray takes SIGTERM when it is started, and prints the stack of its C++ code; Ray Train takes SIGINT, for good.
+    """
+    if threading.current_thread() is not threading.main_thread():  # no other one may set them, so Ray does not
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

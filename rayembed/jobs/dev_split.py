@@ -12,6 +12,7 @@ import numpy as np
 
 from rayembed.config import Experiment
 from rayembed.config.uris import public_name
+from rayembed.config.wording import counted
 from rayembed.data import beir
 from rayembed.data.mirror import here
 from rayembed.data.prepare import Evaluation, prepare
@@ -175,7 +176,7 @@ def plan_in_words(experiment: Experiment, dev: DevSplit, total_steps: int) -> st
     )
     times = 1 + -(-total_steps // train.eval_steps)
     most = "at most " if train.early_stopping_patience is not None else ""
-    often = f"evaluated {most}{times:,} times by {train.metric_for_best_model}"
+    often = f"evaluated {most}{counted(times, 'time')} by {train.metric_for_best_model}"
     return f"{often}, {dev.words}, with {held / 1e6:,.1f} MB a worker"
 
 
@@ -267,9 +268,9 @@ def _depends_on(experiment: Experiment, dev: DevSplit) -> dict[str, Any]:
 
 def _words(split: str, dev: DevSplit) -> str:
     total, number = len(judged_queries(dev.evaluation.qrels)), len(dev.judgements)
-    queries = f"{number:,} queries" if number == total else f"{number:,} of {total:,} queries"
+    queries = counted(total, "query") if number == total else f"{number:,} of {counted(total, 'query')}"
     corpus, passages = dev.evaluation.corpus.num_rows, dev.num_texts(PASSAGE)
-    against = f"all {corpus:,} passages"
+    against = f"all {counted(corpus, 'passage')}"
     if passages < corpus:
         against = f"{passages:,} of {corpus:,} passages (the judged ones and others drawn: higher than on all)"
     return f"{queries} of split {split} against {against}"

@@ -51,7 +51,7 @@ def run(experiment: Experiment | None, *, overwrite: bool = False) -> str:
         return _examined(experiment, {**CHECKS, **OF_RAY})
 
 
-def plan(experiment: Experiment | None) -> str:
+def plan(experiment: Experiment | None, *, overwrite: bool = False) -> str:
     """The same without starting Ray."""
     return _examined(experiment, CHECKS)
 

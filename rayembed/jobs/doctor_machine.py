@@ -23,6 +23,7 @@ from packaging.specifiers import SpecifierSet
 
 from rayembed.config import Experiment
 from rayembed.config.ray import RayConfig
+from rayembed.config.wording import counted
 from rayembed.jobs.connection import on_this_machine
 
 Level = Literal["ok", "warning", "error"]
@@ -90,7 +91,7 @@ def gpus(experiment: Experiment | None) -> Iterator[Finding]:
         names = [torch.cuda.get_device_properties(i) for i in range(usable)]
         each = ", ".join(f"{one.name} {one.total_memory / GIB:.0f} GiB" for one in names)
         short = wanted and usable < config.fewest_workers
-        advice = f"ray.num_workers asks for {config.fewest_workers} GPUs: lower it" if short else ""
+        advice = f"ray.num_workers asks for {counted(config.fewest_workers, 'GPU')}: lower it" if short else ""
         yield Finding("error" if short else "ok", "GPUs", f"{each}; driver {driver}; {built}", advice)
     elif there:
         advice = (
@@ -129,7 +130,8 @@ def memory(_: Experiment | None) -> Iterator[Finding]:
     limit, free = _memory_limit(), psutil.virtual_memory().available
     level: Level = "warning" if min(free, limit) < LEAST_MEMORY else "ok"
     advice = "" if level == "ok" else "a worker holds a model and its texts: give the container or the machine more"
-    found = f"{cpu_count()} cores, {min(psutil.virtual_memory().total, limit) / GIB:.1f} GiB, {free / GIB:.1f} GiB free"
+    cores, total = counted(cpu_count(), "core"), min(psutil.virtual_memory().total, limit)
+    found = f"{cores}, {total / GIB:.1f} GiB, {free / GIB:.1f} GiB free"
     yield Finding(level, "memory", found, advice)
     place = Path("/dev/shm")
     if place.is_dir():

@@ -9,6 +9,7 @@ import ray
 
 from rayembed.config import Experiment
 from rayembed.config.ray import LOCAL, RayConfig
+from rayembed.config.wording import counted
 from rayembed.jobs.connection import (
     ADDRESS,
     MODE,
@@ -80,7 +81,7 @@ def cluster(experiment: Experiment | None) -> Iterator[Finding]:
     for node in nodes[:SHOWN_NODES]:
         has = {kind: node["Resources"].get(kind, 0) for kind in ("CPU", "GPU")}
         memory = node["Resources"].get("memory", 0) / (1 << 30)
-        found = f"{has['CPU']:g} CPUs, {has['GPU']:g} GPUs, {memory:.1f} GiB"
+        found = f"{counted(has['CPU'], 'CPU')}, {counted(has['GPU'], 'GPU')}, {memory:.1f} GiB"
         yield Finding("ok", "node", f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}): {found}")
     if len(nodes) > SHOWN_NODES:
         yield Finding("ok", "node", f"and {len(nodes) - SHOWN_NODES} more")

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayembed.config import Experiment
+from rayembed.config.wording import counted
 from rayembed.data.copies import shown
 from rayembed.data.embeddings import unit_length
 from rayembed.data.mirror import folder_here, here, remove
@@ -75,11 +76,11 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
 
 
 @in_run_folder
-def plan(experiment: Experiment) -> str:
+def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do."""
     prepared = _data(experiment)
-    counts = " and ".join(f"{store.num_rows:,} {side} texts" for side, store in _stores(prepared).items())
-    where = state(Path(experiment.output_dir) / "encode", _reads(experiment, prepared))
+    counts = " and ".join(f"{counted(store.num_rows, f'{side} text')}" for side, store in _stores(prepared).items())
+    where = state(Path(experiment.output_dir) / "encode", _reads(experiment, prepared), overwrite=overwrite)
     config = experiment.encode
     form = f"{_dimension(experiment)} dimensions of {config.output_dtype} in {config.output_format}"
     return f"encode: {counts} with {_model(experiment)}, {form}; {where}"
@@ -156,8 +157,8 @@ def _write(experiment: Experiment, stores: Mapping[str, Store], dimension: int, 
     seconds = time.monotonic() - start
     rows, size = (sum(side[key] for side in sides.values()) for key in ("rows", "bytes"))
     logger.info(
-        "encode: %s vectors of %d dimensions, %s in %s, %.1f MB, took %s (%.1f a second, those of the cache included)",
-        *(f"{rows:,}", dimension, config.output_dtype, config.output_format),
+        "encode: %s of %d dimensions, %s in %s, %.1f MB, took %s (%.1f a second, those of the cache included)",
+        *(counted(rows, "vector"), dimension, config.output_dtype, config.output_format),
         *(size / 1e6, duration(seconds), rows / max(seconds, 1e-9)),
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rayembed.config import Experiment
 from rayembed.config.jobs import EvaluateConfig
+from rayembed.config.wording import counted
 from rayembed.data.mirror import folder_here
 from rayembed.data.prepare import Evaluation, prepare
 from rayembed.data.storage import fingerprint, write_atomic
@@ -69,7 +70,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
 
 
 @in_run_folder
-def plan(experiment: Experiment) -> str:
+def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do."""
     config, data = _section(experiment), _data(experiment)
     if experiment.train is not None and not (Path(experiment.output_dir) / "model").is_dir():
@@ -78,14 +79,17 @@ def plan(experiment: Experiment) -> str:
             check_retriever(experiment)
     else:
         names = " and ".join(_models(experiment))
-        where = state(Path(experiment.output_dir) / "evaluate", _reads(experiment, config, data))
+        where = state(Path(experiment.output_dir) / "evaluate", _reads(experiment, config, data), overwrite=overwrite)
     asked = []
     if data.retrieval is not None:
         queries, corpus = data.retrieval.queries, data.retrieval.corpus
         cost = estimates.encoding(experiment, queries, "text", corpus)
-        asked.append(f"{queries.num_rows:,} queries against {corpus.num_rows:,} passages ({cost} a model)")
+        asked.append(
+            f"{counted(queries.num_rows, 'query')} against {counted(corpus.num_rows, 'passage')} ({cost} a model)"
+        )
     asked += [
-        f"task {task.config.name} ({task.config.kind}, {task.num_texts:,} texts to encode)" for task in data.tasks
+        f"task {task.config.name} ({task.config.kind}, {counted(task.num_texts, 'text')} to encode)"
+        for task in data.tasks
     ]
     if experiment.trains_reranker():
         names += f" (the ranking of {config.retriever}, and its {config.rerank_top_k} best a query brought into order)"
@@ -111,7 +115,7 @@ def _retrieval_lines(metrics: dict[str, Any]) -> list[str]:
     return [
         f"{found['metric']} {found['base']:.4f}{of} -> {found['tuned']:.4f} ({found['difference']:+.4f}, "
         f"p = {found['p_value']:.4g}; won {found['wins']}, tied {found['ties']}, lost {found['losses']} of "
-        f"{found['num_queries']} queries)"
+        f"{counted(found['num_queries'], 'query')})"
     ]
 
 

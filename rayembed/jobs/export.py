@@ -79,7 +79,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
 
 
 @in_run_folder
-def plan(experiment: Experiment) -> str:
+def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do."""
     config = experiment.export or ExportConfig()
     formats = ", ".join(("sentence-transformers", *config.formats))

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,13 @@ from rayembed.jobs.run_folder import as_asked
 RECORD = "job.json"
 LAYOUT = "units"
 Reads = dict[str, Any]
+Advice = Callable[[str], str]
 logger = logging.getLogger(__name__)
+
+
+def no_advice(_message: str) -> str:
+    """Nothing beyond what every refusal says."""
+    return ""
 
 
 class ChangedError(ValueError):
@@ -31,6 +37,7 @@ def written_once(
     overwrite: bool,
     experiment: Experiment | None = None,
     layout: Sequence[int] = (),
+    advice: Advice = no_advice,
 ) -> Path:
     """Runs `write` on a working folder and gives it its final name, unless it is there already.
 
@@ -42,6 +49,7 @@ def written_once(
         experiment: written out as config.yaml beside `final` when the job has something to do. None: not written.
         layout: how the work is cut into units. An unfinished folder of another one cannot be gone on with and is begun
             anew; a finished one is the same.
+        advice: what to add to a refusal.
 
     Returns:
         `final`.
@@ -54,7 +62,7 @@ def written_once(
         remove(working)  # killed before its first file was there: it holds nothing to resume
     for folder in (final, working):
         if folder.exists() and not overwrite:
-            _refuse_changes(folder, reads)
+            _refuse_changes(folder, changes(folder, reads), advice)
         elif folder.exists() and changes(folder, reads) != []:
             remove(folder)
     if final.exists():
@@ -73,36 +81,64 @@ def written_once(
     return final
 
 
-def changes(folder: Path, reads: Reads) -> list[str]:
-    """What differs between what the folder was made from and `reads`, a line each."""
+def changes(folder: Path, reads: Reads, *, but: Collection[str] = ()) -> list[str]:
+    """What differs between what the folder was made from and `reads`, a line each.
+
+    Args:
+        folder: a job's.
+        reads: see `written_once`.
+        but: keys of `reads` that are not compared.
+    """
     path = folder / RECORD
     if not path.is_file():
         return [f"{shown(folder)} has no {RECORD}"]
     was, now = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(reads)))
-    was.pop(LAYOUT, None)
     return [
         f"{key}: was {was.get(key, 'absent')}, is {now.get(key, 'absent')}"
         for key in sorted(was.keys() | now.keys())
-        if was.get(key) != now.get(key)
+        if was.get(key) != now.get(key) and key.partition(".")[0] not in (LAYOUT, *but)
     ]
 
 
-def _refuse_changes(folder: Path, reads: Reads) -> None:
-    found = changes(folder, reads)
+def _refuse_changes(folder: Path, found: Sequence[str], advice: Advice) -> None:
     if found:
         lines = "\n  ".join(found)
-        raise ChangedError(
+        message = (
             f"{shown(folder)} was made from something else:\n  {lines}\nUse --overwrite to replace it, another "
             "output_dir to keep both, or set the settings back"
         )
+        raise ChangedError(message + advice(message))
 
 
-def state(final: Path, reads: Reads) -> str:
-    """In words for --dry-run: whether the job would run, resume, or has nothing to do."""
-    for folder, same in ((final, "is up to date"), (working_folder(final), "was left half done and would be resumed")):
-        if (folder / RECORD).is_file() or (folder == final and folder.exists()):
-            return same if not changes(folder, reads) else "was made from other settings: needs --overwrite"
-    return "would be written"
+def state(
+    final: Path, reads: Reads, *, overwrite: bool, coming: Collection[str] = (), advice: Advice = no_advice
+) -> str:
+    """In words for --dry-run: whether the job would run, resume, or has nothing to do.
+
+    Args:
+        final: the job's folder.
+        reads: see `written_once`.
+        overwrite: see `written_once`.
+        coming: keys of `reads` that are known when jobs before this one have run, and are not compared now.
+        advice: what to add to a refusal.
+
+    Raises:
+        ChangedError: as `written_once` would.
+    """
+    working, replaced = working_folder(final), False
+    there = [final] if final.exists() else []
+    there += [working] if (working / RECORD).is_file() else []
+    for folder in there:
+        found = changes(folder, reads, but=coming)
+        if not overwrite:
+            _refuse_changes(folder, found, advice)
+        replaced |= found != []
+    if replaced:
+        return "was made from other settings and would be replaced"
+    if not there:
+        return "would be written"
+    same = f" if its {' and '.join(coming)} stay as they were" if coming else ""
+    return f"is up to date{same}" if final in there else f"was left half done and would be resumed{same}"
 
 
 def _flat(value: object, prefix: str = "") -> dict[str, object]:

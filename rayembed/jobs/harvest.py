@@ -5,13 +5,16 @@ One process and some seconds: no Ray here.
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rayembed.config import Experiment
 from rayembed.config.jobs import HarvestConfig
+from rayembed.config.wording import counted
 from rayembed.data.copies import shown
 from rayembed.data.docstrings import STATS_FILE, fingerprint, harvest
+from rayembed.jobs.folders import ChangedError
 from rayembed.jobs.run_folder import in_run_folder
 
 logger = logging.getLogger(__name__)
@@ -38,10 +41,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
         logger.info("harvest: %s is up to date", shown(folder))
         return folder
     if changes and not overwrite:
-        raise ValueError(
-            f"{shown(folder)} was harvested from something else: {'; '.join(changes)}. Use --overwrite to replace it, "
-            "or another harvest.output to keep both"
-        )
+        raise _refusal(folder, changes)
     stats = harvest(config)
     splits = ", ".join(f"{count} {split}" for split, count in stats["splits"].items())
     counts = (stats["pairs"], splits, stats["docstrings"])
@@ -50,17 +50,19 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
 
 
 @in_run_folder
-def plan(experiment: Experiment) -> str:
+def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would read and write, and what lies there already; reads no source file."""
     config = _section(experiment)
     changes = _changes(config)
     if changes is None:
         state = "does not exist yet, would be written"
     else:
-        state = f"is there, but {'; '.join(changes)}: needs --overwrite" if changes else "is up to date"
+        if changes and not overwrite:
+            raise _refusal(Path(config.output), changes)
+        state = f"is there, but {'; '.join(changes)}: would be replaced" if changes else "is up to date"
     versions = fingerprint(config)["versions"]
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
-    limit = "all pairs" if config.max_pairs is None else f"at most {config.max_pairs} pairs"
+    limit = "all pairs" if config.max_pairs is None else f"at most {counted(config.max_pairs, 'pair')}"
     return f"harvest: {limit} of the docstrings of {packages}; {shown(config.output)} {state}"
 
 
@@ -88,6 +90,13 @@ def _changes(config: HarvestConfig) -> list[str] | None:
         for key in sorted(was.keys() | now.keys())
         if was.get(key) != now.get(key)
     ]
+
+
+def _refusal(folder: Path, changes: Sequence[str]) -> ChangedError:
+    return ChangedError(
+        f"{shown(folder)} was harvested from something else: {'; '.join(changes)}. Use --overwrite to replace it, "
+        "or another harvest.output to keep both"
+    )
 
 
 def _flat(fingerprint: dict[str, Any]) -> dict[str, Any]:

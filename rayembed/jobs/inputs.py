@@ -61,11 +61,17 @@ def training_rows(experiment: Experiment, *, after: tuple[str, ...]) -> tuple[St
 
 def planned_rows(experiment: Experiment, *, after: tuple[str, ...]) -> tuple[Store, str]:
     """The rows as far as they are known now, for --dry-run: data.train where a job before this one has not run."""
-    waiting = [job for job in after if getattr(experiment, job) is not None]
-    if not waiting or (Path(experiment.output_dir) / waiting[0]).is_dir():
+    if not coming_rows(experiment, after=after):
         return training_rows(experiment, after=after)
+    waiting = [job for job in after if getattr(experiment, job) is not None]
     rows, source = training_rows(experiment, after=())
     return rows, f"{source} (after {' and '.join(reversed(waiting))})"
+
+
+def coming_rows(experiment: Experiment, *, after: tuple[str, ...]) -> tuple[str, ...]:
+    """What a record of a job says of its rows, where `planned_rows` does not know them yet: see `folders.state`."""
+    waiting = [job for job in after if getattr(experiment, job) is not None]
+    return ("rows",) if waiting and not (Path(experiment.output_dir) / waiting[0]).is_dir() else ()
 
 
 def not_done(experiment: Experiment, job: str) -> bool:

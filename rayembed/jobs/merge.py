@@ -52,10 +52,10 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
 
 
 @in_run_folder
-def plan(experiment: Experiment) -> str:
+def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do."""
     config = _section(experiment)
-    where = state(Path(experiment.output_dir) / "merge", _reads(experiment, config))
+    where = state(Path(experiment.output_dir) / "merge", _reads(experiment, config), overwrite=overwrite)
     return f"merge: {_in_words(experiment, config)}; {where}"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from rayembed.config import Experiment
 from rayembed.config.mine import MineConfig
+from rayembed.config.wording import counted
 from rayembed.data.mirror import remove
 from rayembed.data.prepare import prepare
 from rayembed.data.storage import fingerprint, write_atomic
@@ -97,16 +98,17 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
 
 
 @in_run_folder
-def plan(experiment: Experiment) -> str:
+def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do."""
     config = _section(experiment)
     data = _data(experiment)
     rows, corpus = data.rows, data.corpus
-    where = state(Path(experiment.output_dir) / "mine", _reads(experiment, config, data))
+    where = state(Path(experiment.output_dir) / "mine", _reads(experiment, config, data), overwrite=overwrite)
     others = f"{in_words(data.passed)}; " if data.passed else ""
     return (
-        f"mine: {rows.num_rows:,} queries against {corpus.num_rows:,} passages in {len(corpus.parts)} units, "
-        f"{config.negative_number} negatives a query from ranks {config.range_for_sampling}; "
+        f"mine: {counted(rows.num_rows, 'query')} against {counted(corpus.num_rows, 'passage')} in "
+        f"{counted(len(corpus.parts), 'unit')}, "
+        f"{counted(config.negative_number, 'negative')} a query from ranks {config.range_for_sampling}; "
         f"{_to_encode(experiment, config, rows, corpus)}; {_planned(experiment, data).in_words()}; {others}{where}"
     )
 

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from rayembed.config import Experiment
+from rayembed.config.wording import counted
 from rayembed.data import mirror
 from rayembed.data.storage import fingerprint, whole_folder, working_folder, write_atomic
 from rayembed.data.store import PASSAGES, QUERIES, Store, StoreWriter
@@ -342,7 +343,7 @@ def _write(folder: Path, pairs: Pairs, keys: Keys, scores: NDArray[np.float32]) 
     bad = np.flatnonzero(~np.isfinite(scores))
     if bad.size:
         raise ValueError(
-            f"the teacher's score of {bad.size} of {len(pairs)} pairs is not a number, among them query "
+            f"the teacher's score of {bad.size} of {counted(len(pairs), 'pair')} is not a number, among them query "
             f"{pairs[bad[0]][0][:80]!r}; set encode.dtype: float32, or score.model to another teacher"
         )
     write_run(folder, keys, scores)

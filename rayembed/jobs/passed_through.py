@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from rayembed.config.wording import counted
 from rayembed.data.storage import fingerprint, whole_file
 from rayembed.data.store import Row, Store, StoreWriter
 from rayembed.data.tasks import OF_OWN_KIND
@@ -48,7 +49,9 @@ def in_words(passed: Mapping[str, int]) -> str:
     if not passed:
         return ""
     each = ", ".join(f"{name} {count:,}" for name, count in passed.items())
-    return f"{sum(passed.values()):,} rows of types {' and '.join(OF_OWN_KIND)} pass through as they are ({each})"
+    return (
+        f"{counted(sum(passed.values()), 'row')} of types {' and '.join(OF_OWN_KIND)} pass through as they are ({each})"
+    )
 
 
 def retrieval_rows(rows: Store, cache: Path, rows_per_part: int) -> Store:

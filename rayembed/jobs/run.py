@@ -9,6 +9,7 @@ from pathlib import Path
 from rayembed.config import Experiment
 from rayembed.config.loading import dump
 from rayembed.config.trials import check_space
+from rayembed.config.wording import counted
 from rayembed.data import mirror
 from rayembed.data.copies import shown
 from rayembed.data.storage import write_atomic
@@ -19,11 +20,12 @@ from rayembed.jobs.rounds import FOLDER, Round, rounds_of
 from rayembed.jobs.run_folder import as_asked, in_run_folder
 from rayembed.jobs.session import shared_session
 from rayembed.jobs.tune_results import best_experiment, best_of
-from rayembed.jobs.tune_sweep import sweep
+from rayembed.jobs.tune_sweep import best_so_far, sweep
 from rayembed.report import build_report
 from rayembed.tracking.progress import duration
 
 logger = logging.getLogger(__name__)
+BEFORE_ROUNDS = ("harvest", "tune")
 TRAINS = ("mine", "score", "train")
 JOBS = {
     **{"harvest": harvest, "mine": mine, "score": score, "tune": tune},
@@ -72,21 +74,33 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
 
 
 @in_run_folder
-def plan(experiment: Experiment) -> str:
+def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """The plan of every job; of one whose input is not there yet, what is missing.
+
+    Args:
+        experiment: see `run`.
+        overwrite: see `run`.
 
     Raises:
         ValueError: a job could not be done, whatever the jobs before it write; holds all plans.
     """
     if experiment.tune is not None:
         check_space(experiment)
-    lines, rounds, mistakes, jobs = [], _rounds(experiment), False, _jobs(experiment)
+    _check_rounds(experiment, overwrite=overwrite)
+    lines, mistakes, jobs = [], False, _jobs(experiment)
     if experiment.tune is not None and experiment.tune.then is None:
         jobs = jobs[: jobs.index("tune") + 1]
+    best = _best_so_far(experiment)
+    rounds = _rounds(best or experiment)
     to_harvest = experiment.harvest is not None and not Path(experiment.harvest.output).is_dir()
     for name in jobs:
         try:
-            lines.append(JOBS[name].plan(experiment if name == "harvest" else rounds[0].compares))
+            asked = experiment if name in BEFORE_ROUNDS else rounds[0].compares
+            lines.append(JOBS[name].plan(asked, overwrite=overwrite))
+        except ChangedError as error:
+            waits = name not in BEFORE_ROUNDS and experiment.tune is not None and best is None
+            mistakes |= not waits
+            lines.append(f"{name}: {'is not compared before the end of tune' if waits else 'cannot be done'}: {error}")
         except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
             waits = isinstance(error, NotYetError) or to_harvest
             mistakes |= not waits
@@ -100,13 +114,23 @@ def plan(experiment: Experiment) -> str:
     return "\n".join(lines)
 
 
+def _best_so_far(experiment: Experiment) -> Experiment | None:
+    """What the jobs after a sweep that is at its end would be done with; None: that is not known."""
+    if experiment.tune is None or experiment.tune.then is None:
+        return None
+    try:
+        return best_so_far(experiment)
+    except (ValueError, FileNotFoundError):  # the data cannot be read, and the plan of tune says why
+        return None
+
+
 def _tuned(experiment: Experiment, jobs: list[str], *, overwrite: bool) -> tuple[Experiment, list[str]]:
     """The experiment with the best values of its sweep, and the jobs that follow: none, where the sweep is the end."""
     if experiment.tune is None:
         return experiment, jobs
     start = time.monotonic()
     trials = sweep(experiment, overwrite=overwrite)
-    logger.info("tune: %d trials (%s)", len(trials), duration(time.monotonic() - start))
+    logger.info("tune: %s (%s)", counted(len(trials), "trial"), duration(time.monotonic() - start))
     if experiment.tune.then is None:
         return experiment, []
     return best_experiment(experiment, best_of(trials).changed), [name for name in jobs if name != "tune"]
@@ -131,8 +155,9 @@ def _check_rounds(experiment: Experiment, *, overwrite: bool) -> None:
     was = len([path for path in (out / FOLDER).glob("*") if path.name.isdigit()]) + 1
     if (out / "mine").exists() and was != experiment.mine.rounds:
         raise ChangedError(
-            f"{shown(out)} was made in {was} rounds, and mine.rounds is {experiment.mine.rounds}; set it as it was, "
-            "choose another output_dir (with cache_dir as it is, vectors are not made again), or use --overwrite"
+            f"{shown(out)} was made in {counted(was, 'round')}, and mine.rounds is {experiment.mine.rounds}; set it "
+            "as it was, choose another output_dir (with cache_dir as it is, vectors are not made again), or use "
+            "--overwrite"
         )
 
 

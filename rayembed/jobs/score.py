@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow.compute as pc
 
 from rayembed.config import Experiment
+from rayembed.config.wording import counted
 from rayembed.data.storage import write_atomic
 from rayembed.data.store import Row, Store
 from rayembed.jobs.folders import Reads, state, written_once
-from rayembed.jobs.inputs import planned_rows, training_rows
+from rayembed.jobs.inputs import coming_rows, planned_rows, training_rows
 from rayembed.jobs.pairs import PairCounts, PairScores, PairSource, counted_scores, sizes_of_parts
 from rayembed.jobs.passed_through import (
     in_words,
@@ -84,16 +85,17 @@ def run(experiment: Experiment, *, overwrite: bool = False, rows: Store | None =
 
 
 @in_run_folder
-def plan(experiment: Experiment) -> str:
+def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do."""
     config = teacher_section(experiment)
     everything, source = planned_rows(experiment, after=("mine",))
     data = _data(experiment, everything)
-    where = state(Path(experiment.output_dir) / "score", reads(experiment, everything))
+    final, coming = Path(experiment.output_dir) / "score", coming_rows(experiment, after=("mine",))
+    where = state(final, reads(experiment, everything), overwrite=overwrite, coming=coming)
     pairs = sum(row_pairs(data.rows, teacher_wording(experiment)).sizes)
     others = f"{in_words(data.passed)}; " if data.passed else ""
     return (
-        f"score: {data.rows.num_rows:,} rows of {source}, at most {pairs:,} pairs, by "
+        f"score: {counted(data.rows.num_rows, 'row')} of {source}, at most {counted(pairs, 'pair')}, by "
         f"{config.model} ({kind_of_teacher(experiment)}); {others}{where}"
     )
 

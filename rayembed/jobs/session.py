@@ -12,6 +12,7 @@ import ray
 from rayembed.config import Experiment
 from rayembed.config.ray import LOCAL, RayConfig
 from rayembed.config.uris import PublicFormatter
+from rayembed.config.wording import counted
 from rayembed.jobs.connection import (
     address_of,
     autoscales,
@@ -92,8 +93,8 @@ def check_gpus(config: RayConfig, setting: str) -> None:
     have = sum(node.get("GPU", 0) for node in resources_of_nodes())
     if workers > have and not autoscales():
         raise ValueError(
-            f"{setting} with ray.num_workers {workers} asks for {workers} GPUs; there are {have:.0f}. Set {setting}: "
-            "false, lower ray.num_workers, or set ray.address to a cluster"
+            f"{setting} with ray.num_workers {workers} asks for {counted(workers, 'GPU')}; there are {have:.0f}. Set "
+            f"{setting}: false, lower ray.num_workers, or set ray.address to a cluster"
         )
 
 

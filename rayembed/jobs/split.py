@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rayembed.config import Experiment
 from rayembed.config.jobs import SplitConfig
+from rayembed.config.wording import counted
 from rayembed.data.beir import corpus_path, is_beir, qrels_path, queries_path
 from rayembed.data.length_split import check_bounds, file_stem, range_name, split_by_length, written_names
 from rayembed.data.prepare import prepare, prepare_rows
@@ -59,13 +60,13 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
 
 
 @in_run_folder
-def plan(experiment: Experiment) -> str:
+def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do."""
     sources, total = _sources(experiment)
     bounds = _section(experiment).length_list
-    where = state(Path(experiment.output_dir) / "split", _reads(experiment, sources))
+    where = state(Path(experiment.output_dir) / "split", _reads(experiment, sources), overwrite=overwrite)
     ranges = ", ".join(range_name(place, bounds) for place in range(len(bounds)))
-    return f"split: {total:,} rows of {len(sources):,} files into ranges of {ranges} tokens; {where}"
+    return f"split: {counted(total, 'row')} of {counted(len(sources), 'file')} into ranges of {ranges} tokens; {where}"
 
 
 def _section(experiment: Experiment) -> SplitConfig:
@@ -128,7 +129,7 @@ def _split(experiment: Experiment, sources: Sequence[str], total: int, folder: P
     stats = {"rows": ranges.total(), "ranges": in_order, "files": dict(written)}
     write_atomic(folder / "stats.json", json.dumps(stats, indent=1, ensure_ascii=False).encode())
     each = ", ".join(f"{name} tokens {count:,}" for name, count in in_order.items())
-    logger.info("split: %s rows of %s files: %s", f"{ranges.total():,}", f"{len(sources):,}", each)
+    logger.info("split: %s of %s: %s", counted(ranges.total(), "row"), counted(len(sources), "file"), each)
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:

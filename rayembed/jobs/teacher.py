@@ -5,6 +5,7 @@ from typing import Any
 
 from rayembed.config import Experiment
 from rayembed.config.score import ScoreConfig
+from rayembed.config.wording import counted
 from rayembed.jobs.miner import with_embedder
 from rayembed.jobs.vectors import PROMPTS, batching_reads
 from rayembed.jobs.wording import Wording
@@ -57,7 +58,7 @@ def check_teacher(experiment: Experiment, reading: PairReading | None = None) ->
     labels = load_config(config.model, trust_remote_code=remote).num_labels
     if kind == "reranker" and labels != 1:
         raise ValueError(
-            f"{config.model} has {labels} labels, and a reranker has one score; set "
+            f"{config.model} has {counted(labels, 'label')}, and a reranker has one score; set "
             + ("model.name_or_path" if reading is not None else "score.model")
             + " to another model"
         )

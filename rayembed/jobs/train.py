@@ -15,6 +15,7 @@ import torch
 from rayembed.config import Experiment
 from rayembed.config.deepspeed import deepspeed_settings
 from rayembed.config.train import TrainConfig
+from rayembed.config.wording import counted
 from rayembed.data import mirror
 from rayembed.data.copies import registered, shown
 from rayembed.data.datasets import read_datasets
@@ -24,6 +25,7 @@ from rayembed.data.store import Store
 from rayembed.jobs import estimates
 from rayembed.jobs.as_trial import AsTrial
 from rayembed.jobs.checkpoints import Checkpoints, best_in_words, kept, remove_uncounted
+from rayembed.jobs.connection import signals_kept
 from rayembed.jobs.dev_split import (
     OF_EVALUATIONS,
     DevSplit,
@@ -33,8 +35,8 @@ from rayembed.jobs.dev_split import (
     plan_in_words,
     told_workers,
 )
-from rayembed.jobs.folders import ChangedError, Reads, state, written_once
-from rayembed.jobs.inputs import check_rows, not_done, planned_batches, planned_rows, training_rows
+from rayembed.jobs.folders import Reads, state, written_once
+from rayembed.jobs.inputs import check_rows, coming_rows, not_done, planned_batches, planned_rows, training_rows
 from rayembed.jobs.process_group import ProcessGroup
 from rayembed.jobs.run_folder import in_run_folder
 from rayembed.jobs.session import log_from_worker, ray_session
@@ -99,18 +101,17 @@ def run(experiment: Experiment, *, overwrite: bool = False, trial: AsTrial | Non
     if final.exists() and not (final.parent / "model").is_dir():
         mirror.reopen(final)
         final.rename(working_folder(final))  # the model was removed: its last steps are done again from a checkpoint
-    try:
-        return written_once(final, _reads(experiment, rows, dev), write, overwrite=overwrite, experiment=experiment)
-    except ChangedError as error:
-        raise ChangedError(f"{error}{_on_other_workers(str(error))}") from None
+    depends_on, advice = _reads(experiment, rows, dev), _on_other_workers
+    return written_once(final, depends_on, write, overwrite=overwrite, experiment=experiment, advice=advice)
 
 
 @in_run_folder
-def plan(experiment: Experiment) -> str:
+def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do."""
     config = _section(experiment)
-    rows, source = planned_rows(experiment, after=("score", "mine"))
-    check_rows(experiment, rows, coming=tuple(job for job in ("score", "mine") if not_done(experiment, job)))
+    final, before = Path(experiment.output_dir) / "train", ("score", "mine")
+    rows, source = planned_rows(experiment, after=before)
+    check_rows(experiment, rows, coming=tuple(job for job in before if not_done(experiment, job)))
     check_model(experiment)
     dev = dev_split(experiment)
     datasets = read_datasets(rows, experiment)
@@ -121,15 +122,17 @@ def plan(experiment: Experiment) -> str:
         max_steps=config.max_steps,
         accumulation=config.gradient_accumulation_steps,
     )
-    negatives = sorted({negatives_per_query(experiment, dataset) for dataset in datasets.items})
-    where = state(Path(experiment.output_dir) / "train", _reads(experiment, rows, dev))
+    numbers = sorted({negatives_per_query(experiment, dataset) for dataset in datasets.items})
+    negatives = " or ".join(counted(number, "negative") for number in numbers)
+    coming, advice = coming_rows(experiment, after=before), _on_other_workers
+    where = state(final, _reads(experiment, rows, dev), overwrite=overwrite, coming=coming, advice=advice)
     steps = total // config.gradient_accumulation_steps
     evaluated = "" if dev is None else f"; {plan_in_words(experiment, dev, steps)}"
     cached = " (grad_cache: one chunk of a batch at a time)" if config.grad_cache else ""
     return (
-        f"train: {rows.num_rows:,} rows of {source}, {batches.batches_per_epoch:,} batches of "
-        f"{batches.global_batch_size:,} queries an epoch on {experiment.ray.workers_in_words()}, "
-        f"{steps:,} steps, {' or '.join(map(str, negatives))} negatives a query"
+        f"train: {counted(rows.num_rows, 'row')} of {source}, {counted(batches.batches_per_epoch, 'batch')} of "
+        f"{counted(batches.global_batch_size, 'query')} an epoch on {experiment.ray.workers_in_words()}, "
+        f"{counted(steps, 'step')}, {negatives} a query"
         f"{cached}; {estimates.training(experiment, rows, total)}{evaluated}; {where}"
     )
 
@@ -316,7 +319,8 @@ def _fit(
     )
     remove_uncounted(folder / "checkpoints")
     try:
-        result = trainer.fit()
+        with signals_kept():
+            result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise TrainingError(
             f"training stopped: {_cause(error)}\nIts checkpoints are kept in {shown(folder / 'checkpoints')}; run the "

@@ -9,6 +9,7 @@ from joblib import cpu_count
 
 from rayembed.config import Experiment
 from rayembed.config.trials import check_space, section_of
+from rayembed.config.wording import counted
 from rayembed.data import mirror
 from rayembed.data.copies import shown
 from rayembed.data.store import Store
@@ -21,8 +22,8 @@ from rayembed.jobs.session import shared_session
 from rayembed.jobs.tune_prepare import eval_steps_of, total_steps, trial_experiment
 from rayembed.jobs.tune_ray import trials_at_once
 from rayembed.jobs.tune_results import best_experiment, best_of
-from rayembed.jobs.tune_sweep import FOLDER, number_of_trials, sweep
-from rayembed.jobs.tune_trials import Trial, known_trials
+from rayembed.jobs.tune_sweep import FOLDER, begun_trials, number_of_trials, sweep
+from rayembed.jobs.tune_trials import Trial
 from rayembed.report import build_report
 from rayembed.tracking.progress import duration
 
@@ -60,9 +61,10 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
 
 
 @in_run_folder
-def plan(experiment: Experiment) -> str:
+def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do: trials, how many at a time on this machine, steps, about how long."""
     check_space(experiment)
+    begun = begun_trials(experiment, overwrite=overwrite)
     config, folder = section_of(experiment), Path(experiment.output_dir) / FOLDER
     rows, source = planned_rows(experiment, after=("score", "mine"))
     own = trial_experiment(experiment, folder, Trial(0, {}, baseline=True), eval_steps=1)
@@ -72,15 +74,15 @@ def plan(experiment: Experiment) -> str:
     assert dev is not None
     steps = total_steps(own, rows)
     every, most = eval_steps_of(experiment, steps), number_of_trials(experiment)
-    done = len([trial for trial in known_trials(folder) if trial.result is not None])
+    done = len([trial for trial in begun if trial.result is not None])
     at_once = trials_at_once(config, experiment.ray, [_this_machine()])
     seconds = _seconds(own, rows, steps, dev, 1 + math.ceil(steps / every))
     early = "; asha stops most of them earlier" if config.scheduler == "asha" else ""
     return (
-        f"tune: {most:,} trials ({config.search} over {', '.join(config.space)}), {done:,} of them done; each has "
-        f"{steps:,} steps on {rows.num_rows:,} rows of {source}, and every {every:,} steps an evaluation by "
-        f"{config.metric}, {dev.words}; {at_once} at a time on this machine, each on "
-        f"{experiment.ray.workers_in_words()}; about {duration(seconds)} a trial, "
+        f"tune: {counted(most, 'trial')} ({config.search} over {', '.join(config.space)}), {done:,} of them done; each "
+        f"has {counted(steps, 'step')} on {counted(rows.num_rows, 'row')} of {source}, and every "
+        f"{counted(every, 'step')} an evaluation by {config.metric}, {dev.words}; {at_once} at a time on this "
+        f"machine, each on {experiment.ray.workers_in_words()}; about {duration(seconds)} a trial, "
         f"{duration(seconds * math.ceil(max(0, most - done) / at_once))} for what is left{early}"
     )
 

@@ -18,8 +18,8 @@ from rayembed.data.plan import total_batches
 from rayembed.data.store import Store
 from rayembed.jobs import mine, score
 from rayembed.jobs.dev_split import dev_split
-from rayembed.jobs.folders import changes
-from rayembed.jobs.inputs import check_rows, planned_batches, training_rows
+from rayembed.jobs.folders import changes, state
+from rayembed.jobs.inputs import check_rows, coming_rows, planned_batches, training_rows
 from rayembed.jobs.tokenize import tokenize_rows
 from rayembed.jobs.train import check_model
 from rayembed.jobs.tune_trials import Trial, trial_folder
@@ -73,6 +73,23 @@ def prepare_shared(experiment: Experiment, *, overwrite: bool = False) -> None:
         mine.run(experiment, overwrite=overwrite)
     if experiment.score is not None and all(_scores_alike(experiment, other) for other in others):
         score.run(experiment, overwrite=overwrite)
+
+
+def check_shared(experiment: Experiment) -> None:
+    """Refuses folders that `prepare_shared` would refuse, as far as their rows are there already.
+
+    Raises:
+        ChangedError: one was made from something else.
+    """
+    out, others = Path(experiment.output_dir), list(_other_inputs(section_of(experiment).dimensions(), experiment))
+    if experiment.mine is not None:
+        if not all(_mines_alike(experiment, other) for other in others):
+            return
+        state(out / "mine", mine.reads(experiment), overwrite=False)
+    to_come = coming_rows(experiment, after=("mine",))
+    if experiment.score is not None and not to_come and all(_scores_alike(experiment, other) for other in others):
+        rows, _ = training_rows(replace(experiment, score=None), after=("mine",))
+        state(out / "score", score.reads(experiment, rows), overwrite=False)
 
 
 def prepare_trial(experiment: Experiment, tune_folder: Path, trial: Trial) -> Prepared:

@@ -27,6 +27,7 @@ from rayembed.config.ray import RayConfig
 from rayembed.config.trials import section_of
 from rayembed.config.tune import TuneConfig
 from rayembed.config.uris import public_text
+from rayembed.config.wording import counted
 from rayembed.data.copies import as_here, registered
 from rayembed.data.store import Store
 from rayembed.jobs import train
@@ -83,7 +84,7 @@ def run_trials(
     """
     config = section_of(experiment)
     at_once = trials_at_once(config, experiment.ray, resources_of_nodes())
-    logger.info("tune: %d trials at a time, each on %s", at_once, experiment.ray.workers_in_words())
+    logger.info("tune: %s at a time, each on %s", counted(at_once, "trial"), experiment.ray.workers_in_words())
     os.environ.update(ENVIRONMENT)
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # it misses those files
     shutil.rmtree(tune_folder / FOLDER, ignore_errors=True)

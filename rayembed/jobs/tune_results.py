@@ -14,6 +14,7 @@ from rayembed.config.loading import dump, with_values
 from rayembed.config.space import Point
 from rayembed.config.trials import in_words, section_of
 from rayembed.config.uris import split_options, without_keys_within
+from rayembed.config.wording import counted
 from rayembed.data.copies import shown, uri_of
 from rayembed.data.mirror import is_there
 from rayembed.data.storage import holds, whole_file, write_atomic, write_changed
@@ -48,7 +49,7 @@ def best_of(trials: Sequence[Trial]) -> Trial:
         return found[0]
     failed = [trial.result.failure.error for trial in trials if trial.result and trial.result.failure]
     why = f"; trial {trials[0].number} says: {failed[0]}" if failed else ""
-    raise NothingFoundError(f"none of {len(trials)} trials has a figure{why}")
+    raise NothingFoundError(f"none of {counted(len(trials), 'trial')} has a figure{why}")
 
 
 def base_figure(trials: Sequence[Trial]) -> float | None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -21,9 +22,9 @@ from rayembed.jobs.inputs import training_rows
 from rayembed.jobs.run_folder import as_asked
 from rayembed.jobs.session import ray_session
 from rayembed.jobs.teacher import teacher_reads
-from rayembed.jobs.tune_prepare import Prepared, prepare_shared, prepare_trial
+from rayembed.jobs.tune_prepare import Prepared, check_shared, prepare_shared, prepare_trial
 from rayembed.jobs.tune_ray import run_trials
-from rayembed.jobs.tune_results import best_of, table_in_words, write_results
+from rayembed.jobs.tune_results import best_experiment, best_of, table_in_words, write_results
 from rayembed.jobs.tune_search import next_point
 from rayembed.jobs.tune_trials import Failure, Trial, begin, end, known_trials, name_of, note_failure, trial_folder
 from rayembed.models.loading import weights_fingerprint
@@ -163,19 +164,59 @@ def _claim(experiment: Experiment, folder: Path, *, overwrite: bool) -> None:
     Raises:
         ChangedError: says what changed.
     """
-    reads = _reads(experiment)
-    found = changes(folder, reads) if (folder / RECORD).is_file() else []
-    if found and not overwrite:
-        lines = "\n  ".join(found)
-        raise ChangedError(
-            f"{shown(folder)} is a sweep of something else:\n  {lines}\nIts trials cannot be compared with new ones: "
-            "use --overwrite to begin anew, another output_dir to keep both, or set the settings back"
-        )
+    reads, found = _reads(experiment), _changes(experiment, folder)
+    if not overwrite:
+        _refuse_changes(folder, found)
     if found or not (folder / RECORD).is_file():
         mirror.remove(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_changed(folder / "config.yaml", dump(as_asked(experiment)).encode())
     write_changed(folder / RECORD, json.dumps(reads, indent=1, sort_keys=True).encode())
+
+
+def begun_trials(experiment: Experiment, *, overwrite: bool) -> list[Trial]:
+    """Trials that `sweep` would go on with; none where it would begin anew. Does nothing.
+
+    Raises:
+        ChangedError: `sweep` would refuse the folder of the sweep, or that of rows that its trials share.
+    """
+    folder = Path(experiment.output_dir) / FOLDER
+    found = _changes(experiment, folder)
+    if not overwrite:
+        _refuse_changes(folder, found)
+    if found:
+        return []
+    course = Course(experiment, folder)
+    if not overwrite and not course.is_done():
+        check_shared(experiment)
+    return course.trials
+
+
+def best_so_far(experiment: Experiment) -> Experiment | None:
+    """The experiment with the best values of its sweep; None: the sweep is not at its end, or is one of another.
+
+    Raises:
+        NothingFoundError: no trial has a figure.
+    """
+    folder = Path(experiment.output_dir) / FOLDER
+    if not (folder / RECORD).is_file() or _changes(experiment, folder):
+        return None
+    course = Course(experiment, folder)
+    return best_experiment(experiment, best_of(course.trials).changed) if course.is_done() else None
+
+
+def _changes(experiment: Experiment, folder: Path) -> list[str]:
+    """What changed since the sweep began, a line each."""
+    return changes(folder, _reads(experiment)) if (folder / RECORD).is_file() else []
+
+
+def _refuse_changes(folder: Path, found: Sequence[str]) -> None:
+    if found:
+        lines = "\n  ".join(found)
+        raise ChangedError(
+            f"{shown(folder)} is a sweep of something else:\n  {lines}\nIts trials cannot be compared with new ones: "
+            "use --overwrite to begin anew, another output_dir to keep both, or set the settings back"
+        )
 
 
 def _reads(experiment: Experiment) -> Reads:

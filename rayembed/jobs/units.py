@@ -22,6 +22,7 @@ import ray.data
 from ray.exceptions import RayError
 
 from rayembed.config.ray import RayConfig
+from rayembed.config.wording import counted
 from rayembed.data import mirror
 from rayembed.data.copies import as_here, registered, shown
 from rayembed.data.storage import write_atomic
@@ -112,7 +113,9 @@ def run_units(
     pending = _not_done(units)
     if pending:
         if len(pending) < len(units):
-            logger.info("%s: %d of %d units are done already", work.what, len(units) - len(pending), len(units))
+            logger.info(
+                "%s: %d of %s are done already", work.what, len(units) - len(pending), counted(len(units), "unit")
+            )
         _forget_tries(units, work)  # a new run, new tries
         start = time.monotonic()
         errors = _do(units, pending, work, config, config.use_gpu if use_gpu is None else use_gpu)
@@ -211,8 +214,8 @@ def _log_end(pending: Sequence[Unit], work: Work, seconds: float) -> None:
     mirror.all_here(map(_mark, done))
     size, longest = sum(unit.size for unit in done), max(_record(unit)[SECONDS] for unit in done)
     logger.info(
-        "%s: %d units of %s %s took %s (%s %s/s; the longest unit %s)",
-        *(work.what, len(done), f"{size:,}", work.counted, duration(seconds)),
+        "%s: %s of %s %s took %s (%s %s/s; the longest unit %s)",
+        *(work.what, counted(len(done), "unit"), f"{size:,}", work.counted, duration(seconds)),
         *(f"{size / max(seconds, 1e-9):,.1f}", work.counted, duration(longest)),
     )
 
@@ -232,9 +235,8 @@ def _raise_if_failed(pending: Sequence[Unit], work: Work, errors: dict[Path, str
     if len(missing) > TOLD + NAMED:
         lines[-1] += ", ..."
     raise UnitError(
-        f"{work.what}: {len(missing)} of {len(pending)} units failed, the others are kept in {shown(work.folder)}:\n"
-        + "\n".join(lines)
-        + "\nRun the same command again to do only these"
+        f"{work.what}: {len(missing)} of {counted(len(pending), 'unit')} failed, the others are kept in "
+        f"{shown(work.folder)}:\n" + "\n".join(lines) + "\nRun the same command again to do only these"
     )
 
 
@@ -336,7 +338,7 @@ class UnitActor:
         if self._worker is None:
             return self._error
         if _tries_before(folder, name) > self._max_retries:
-            return f"killed its worker {self._max_retries + 1} times (memory? see the logs of Ray)"
+            return f"killed its worker {counted(self._max_retries + 1, 'time')} (memory? see the logs of Ray)"
         start = time.monotonic()
         try:
             counts = self._worker(as_here(json.loads(spec), self._copies), name, folder)

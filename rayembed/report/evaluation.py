@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from rayembed.config.wording import counted
 from rayembed.report import plots, wording
 
 ALPHA = 0.05  # p-values below are called significant
@@ -96,7 +97,7 @@ def headline(metrics: dict[str, Any] | None) -> Headline:
         f"{wording.metric_label(test['metric'])} {verb} from {wording.decimal(test['base'])} to "
         f"{wording.decimal(test['tuned'])} ({wording.signed(difference)}; 95 % interval {wording.signed(low)} to "
         f"{wording.signed(high)}; p = {test['p_value']:.2g}): the tuned model won {test['wins']:,} of "
-        f"{test['num_queries']:,} queries, lost {test['losses']:,} and tied {test['ties']:,}."
+        f"{counted(test['num_queries'], 'query')}, lost {test['losses']:,} and tied {test['ties']:,}."
     )
     if not significant:
         return Headline("unclear", "no significant difference", f"{sentence} A difference like this may be chance.")

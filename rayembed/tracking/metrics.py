@@ -49,7 +49,7 @@ class MetricsLog:
         with self._evaluations.open("a") as file:
             file.write(json.dumps(line) + "\n")
         for name, value in line["eval"].items():
-            self._board.add_scalar(f"eval/{name}", value, line["step"])
+            self._board.add_scalar(f"eval/{_on_board(name)}", value, line["step"])
 
     def __enter__(self) -> Self:
         return self
@@ -59,6 +59,11 @@ class MetricsLog:
     ) -> None:
         self._file.close()
         self._board.close()
+
+
+def _on_board(name: str) -> str:
+    """A figure's name as TensorBoard allows it: ndcg@10 is ndcg_10 there."""
+    return name.replace("@", "_")
 
 
 def _continued(path: Path, last_step: int) -> Path:

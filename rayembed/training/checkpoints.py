@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rayembed.config.wording import counted
 from rayembed.models.pickles import tensors_alone
 
 FOLDER = "state"
@@ -86,8 +87,8 @@ class Saved:
             paths = [*self._folder.glob(f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")]
             if len(paths) != 1:
                 raise FileNotFoundError(
-                    f"{self._folder} was written by {self.num_workers} workers, and the file of worker {rank} is not "
-                    "there; restore it, or train anew with --overwrite"
+                    f"{self._folder} was written by {counted(self.num_workers, 'worker')}, and the file of worker "
+                    f"{rank} is not there; restore it, or train anew with --overwrite"
                 )
             found.append(_mapped(paths[0])["optimizer_state_dict"])
         return found

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from rayembed.config import Experiment
 from rayembed.config.deepspeed import deepspeed_settings
 from rayembed.config.train import TrainConfig
+from rayembed.config.wording import counted
 from rayembed.data.datasets import read_datasets
 from rayembed.data.mixing import batch_plan
 from rayembed.data.passes import TextKeys
@@ -216,7 +217,7 @@ def _broken(worker: Worker, source: BatchSource, step: int, batches: list[int], 
         rows = source.plan.rows(number)
         ids = store.take(rows[:most], ["query_id"]).column("query_id").to_pylist()
         names = ", ".join(str(row if name is None else name) for name, row in zip(ids, rows.tolist(), strict=False))
-        more = f" and {len(rows) - most} others" if len(rows) > most else ""
+        more = f" and {counted(len(rows) - most, 'other')}" if len(rows) > most else ""
         named.append(f"batch {number} (rows {names}{more})")
     return f"the loss of step {step} is not finite in {'; '.join(named)}; {_REMEDY}"
 
@@ -286,14 +287,14 @@ def _seed_dropout(seed: int, batch: int, rank: int) -> None:
 
 def _opening(experiment: Experiment, source: BatchSource, total_steps: int, found: dict[str, Any]) -> str:
     plan = source.plan
-    negatives = " or ".join(f"{number:,}" for number in _negatives(experiment, source))
+    negatives = " or ".join(counted(number, "negative") for number in _negatives(experiment, source))
     resumed = f", resumed after step {found['step']:,}" if found["step"] else ""
     if found["workers"] != source.world_size:
-        resumed += f", which was saved by {found['workers']} workers"
+        resumed += f", which was saved by {counted(found['workers'], 'worker')}"
     return (
-        f"train: {plan.num_rows:,} rows, batches of {plan.global_batch_size:,} queries on {source.world_size} workers, "
-        f"{negatives} negatives a query, {total_steps:,} steps{resumed}; {plan.rows_left_out:,} rows an epoch "
-        "fill no whole batch and sit it out"
+        f"train: {counted(plan.num_rows, 'row')}, batches of {counted(plan.global_batch_size, 'query')} on "
+        f"{counted(source.world_size, 'worker')}, {negatives} a query, {counted(total_steps, 'step')}{resumed}; "
+        f"{counted(plan.rows_left_out, 'row')} an epoch in no whole batch"
     )
 
 

@@ -178,7 +178,7 @@ def test_files_that_cannot_be_used_are_refused(tmp_path: Path, write: Callable[[
 def test_every_bad_file_is_named_up_to_five(tmp_path: Path) -> None:
     for i in range(7):
         (tmp_path / f"{i}.npy").write_bytes(b"text")
-    with pytest.raises(DataError, match=r"(?s)0\.npy.*4\.npy.*and 2 more files"):
+    with pytest.raises(DataError, match=r"(?s)0\.npy.*4\.npy.*and 2 more"):
         read_headers([str(tmp_path)], setting="mine.x")
     (tmp_path / "own.txt").touch()
     with pytest.raises(DataError, match=r"own\.txt: unknown format; allowed are \.parquet, \.npy"):
@@ -212,13 +212,13 @@ def test_too_few_or_too_many_vectors_are_refused(tmp_path: Path) -> None:
     ordered = read_headers([str(tmp_path)], setting="mine.x")
     check_count(ordered, 11, setting="mine.x", ids_unique=True)
     for rows in (10, 12):
-        with pytest.raises(DataError, match=rf"mine\.x: its 1 files hold 11 vectors for {rows} texts; .* exactly"):
+        with pytest.raises(DataError, match=rf"mine\.x: 1 file with 11 vectors for {rows} texts; .* exactly"):
             check_count(ordered, rows, setting="mine.x", ids_unique=False)
     npy(tmp_path / "x", VECTORS, IDS)
     named = read_headers([str(tmp_path)], setting="mine.x")
     check_count(named, 10, setting="mine.x", ids_unique=True)
     check_count(named, 12, setting="mine.x", ids_unique=False)
-    with pytest.raises(DataError, match=r"hold 11 vectors for 12 texts; allowed: at least as many"):
+    with pytest.raises(DataError, match=r"with 11 vectors for 12 texts; allowed: at least as many"):
         check_count(named, 12, setting="mine.x", ids_unique=True)
 
 

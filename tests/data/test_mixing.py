@@ -139,7 +139,7 @@ def test_rows_that_are_in_no_batch_are_never_drawn(tmp_path: Path) -> None:
     found = plan(tmp_path, [*labelled("a", "xyxz"), *labelled("b", "xxyy"), *labelled("a", "y")])
     rows = [row for batch in epoch_of(found, 0) for row in batch]
     assert sorted(rows) == [0, 1, 2, 4, 5, 6, 7, 8]
-    assert "1 rows alone with their label are left out" in found.notes()[0]
+    assert "1 row alone with their label left out" in found.notes()[0]
 
 
 def test_a_dataset_too_small_for_a_batch_is_told_and_the_others_go_on(tmp_path: Path) -> None:
@@ -147,10 +147,10 @@ def test_a_dataset_too_small_for_a_batch_is_told_and_the_others_go_on(tmp_path: 
     assert found.shares == (4, 0)
     assert {found.dataset(i) for i in range(12)} == {0}
     assert found.rows_left_out == 1
-    assert "dataset b: 1 rows, 0 batches a pass, 0 of 4 batches an epoch" in found.notes()[1]
-    assert found.notes()[1].endswith("; 1 rows of a pass are in no batch")
+    assert "dataset b: 1 row, 0 batches a pass, 0 of 4 batches an epoch" in found.notes()[1]
+    assert found.notes()[1].endswith("; 1 row of a pass in no batch")
     with pytest.raises(
-        ValueError, match=r"no dataset fills one batch \(a: 1 rows, b: 1 rows; batches of 2 queries\); low"
+        ValueError, match=r"no dataset fills one batch \(a: 1 row, b: 1 row; batches of 2 queries\); low"
     ):
         plan(tmp_path / "none", [*plain("a", 1), *plain("b", 1)])
 

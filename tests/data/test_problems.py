@@ -40,7 +40,7 @@ def test_summary_has_counts_warnings_with_their_first_place_and_errors() -> None
     assert any(line.split() == ["rows", "12,345"] for line in lines)
     assert any("duplicate rows" in line and " 30 " in line and "a.jsonl:1: query: again" in line for line in lines)
     assert "  a.jsonl:1: pos: is empty" in lines
-    assert lines[-1] == "1 errors, 30 warnings"
+    assert lines[-1] == "1 error, 30 warnings"
 
 
 def test_json_gives_the_report_back() -> None:

@@ -71,8 +71,8 @@ def test_small_datasets_are_left_out_and_counted(tmp_path: Path) -> None:
     assert [row["dataset"] for row in rows(found)] == ["many/(small)"] * 3 + ["c"] * 4
     assert found.report.counts["rows of small datasets, left out"] == 3
     assert [str(p) for p in found.report.warnings.kept["small datasets, left out"]] == [
-        "alone: data.small_threshold: 2 rows are too few; left out",
-        "d: data.drop_threshold: 1 rows are too few; left out",
+        "alone: data.small_threshold: 2 rows, too few; left out",
+        "d: data.drop_threshold: 1 row, too few; left out",
     ]
 
 

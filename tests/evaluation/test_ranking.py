@@ -88,7 +88,7 @@ def test_a_query_without_a_ranking_counts_zero_in_every_metric(
         means, per_query = evaluate_rankings({"found": ["a"]} | missing, qrels, [1])
     assert set(means.values()) == {0.5}
     assert set(per_query["lost"].values()) == {0.0}
-    assert "1 queries without a ranking count 0" in caplog.text
+    assert "1 query without a ranking, counted as 0" in caplog.text
 
 
 def test_queries_that_do_not_count_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
@@ -105,11 +105,11 @@ def test_queries_that_do_not_count_are_left_out_and_counted(caplog: pytest.LogCa
         "without_judgement": 2,
     }
     assert "2 queries of the qrels without a positive judgement" in caplog.text
-    assert "2 queries with a ranking are not in the qrels" in caplog.text
+    assert "2 queries with a ranking, but not in the qrels" in caplog.text
 
 
 def test_refuses_qrels_without_a_positive() -> None:
-    with pytest.raises(ValueError, match="none of the 1 queries of the qrels has a positive judgement"):
+    with pytest.raises(ValueError, match="none of the 1 query of the qrels has a positive judgement"):
         evaluate_rankings({"q": ["a"]}, {"q": {"a": 0}}, [1])
 
 

@@ -1,6 +1,7 @@
 """The job check refuses before any work what would fail after hours of it."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ def test_it_says_how_much_there_is_and_what_is_cut(make_experiment: MakeExperime
     path = check.run(make_experiment(tmp_path / "run", encode={"passage_max_len": 10}))
     text = path.read_text()
     assert path == tmp_path / "run" / "check.txt"
-    assert "0 errors" in text
+    assert "0 errors" in text.splitlines()[-1]
     assert "longer than 48 (data.passage_max_len) are cut" in text
     assert "100.0 % longer than 10 (encode.passage_max_len) are cut" in text
 
@@ -72,6 +73,8 @@ def test_rows_that_sit_out_are_said_where_they_are_many(make_experiment: MakeExp
         texts.append(check.run(made).read_text())
     assert "warning: 14 of 30 rows fill no whole batch of 16 queries and sit out each epoch" in texts[0]
     assert "fill no whole batch" not in texts[1]
+    totals = [re.findall(r"^(\d+) errors?, (\d+) warnings?$", text, re.MULTILINE) for text in texts]
+    assert totals == [[("0", "11")], [("0", "10")]], "ten are of the evaluation set"
 
 
 def test_what_mining_will_do_that_one_may_not_expect_is_said(make_experiment: MakeExperiment, tmp_path: Path) -> None:
@@ -83,7 +86,7 @@ def test_what_mining_will_do_that_one_may_not_expect_is_said(make_experiment: Ma
     assert "the other negatives are missing" in text, "no passage ranks after the window"
     within = {**sections, "mine": {"range_for_sampling": "30-40"}}
     assert "drawn at random" in check.run(make_experiment(tmp_path / "within", **within)).read_text()
-    assert "warning: mine will replace the 2 negatives that the rows bring" in text
+    assert "warning: mine will replace 2 negatives that the rows bring" in text
     fine = check.run(make_experiment(tmp_path / "other", mine={"range_for_sampling": "0-50"})).read_text()
     assert "warning: mine" not in fine
 
@@ -137,4 +140,4 @@ def test_errors_are_in_the_file_too(make_experiment: MakeExperiment, tmp_path: P
     rows.write_text('{"query": "q", "pos": []}\n')
     with pytest.raises(ValueError, match=r"rows\.jsonl:1: pos"):
         check.run(make_experiment(tmp_path / "run", data={"train": [str(rows)]}))
-    assert "1 errors" in (tmp_path / "run" / "check.txt").read_text()
+    assert "1 error, " in (tmp_path / "run" / "check.txt").read_text()

@@ -133,7 +133,7 @@ def test_a_node_goes_and_another_one_comes(
         wait_for_checkpoint(command, experiment, 3 * SAVE)
         lost = time.monotonic()
         nodes.remove()
-        wait_for(command, "queries on 1 workers")
+        wait_for(command, "queries on 1 worker,")
         record_property("seconds to go on with fewer", time.monotonic() - lost)
         (step,) = re.findall(r"resumed after step (\d+)", command.log.read_text())
         wait_for_checkpoint(command, experiment, int(step) + 2 * SAVE)
@@ -148,7 +148,7 @@ def test_a_node_goes_and_another_one_comes(
         status, output = command.finish()
         assert status == 0, output
     assert "which was saved by 2 workers" in output
-    assert "which was saved by 1 workers" in output
+    assert "which was saved by 1 worker" in output
     assert_same_result(experiment, fixed)
 
 

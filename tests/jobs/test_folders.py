@@ -111,20 +111,67 @@ def test_a_folder_that_no_job_wrote_is_refused(tmp_path: Path) -> None:
 def test_a_run_killed_before_its_first_file_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "mine.partial").mkdir()
     (tmp_path / "mine.partial" / ".job.json.77").write_text("{")
-    assert state(tmp_path / "mine", READS) == "would be written"
+    assert state(tmp_path / "mine", READS, overwrite=False) == "would be written"
     written_once(tmp_path / "mine", READS, writer(), overwrite=False)
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == [RECORD, "result.txt"]
 
 
 def test_the_state_in_words(tmp_path: Path) -> None:
     final = tmp_path / "mine"
-    assert state(final, READS) == "would be written"
+    assert state(final, READS, overwrite=False) == "would be written"
     make_half(final)
-    assert state(final, READS) == "was left half done and would be resumed"
-    assert state(final, OTHER) == "was made from other settings: needs --overwrite"
+    assert state(final, READS, overwrite=True) == "was left half done and would be resumed"
+    assert state(final, OTHER, overwrite=True) == "was made from other settings and would be replaced"
     make_whole(final)
-    assert state(final, READS) == "is up to date"
-    assert state(final, OTHER) == "was made from other settings: needs --overwrite"
+    assert state(final, READS, overwrite=True) == "is up to date"
+    assert state(final, OTHER, overwrite=True) == "was made from other settings and would be replaced"
+
+
+@pytest.mark.parametrize("make", [make_whole, make_half])
+def test_a_dry_run_refuses_what_the_job_would_in_the_same_words(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    def advice(message: str) -> str:
+        return ". Set the margin back" if "margin: was absent" in message else ""
+
+    final = tmp_path / "mine"
+    make(final)
+    with pytest.raises(ChangedError, match="Set the margin back") as job:
+        written_once(final, OTHER, never, overwrite=False, advice=advice)
+    with pytest.raises(ChangedError) as dry:
+        state(final, OTHER, overwrite=False, advice=advice)
+    assert str(dry.value) == str(job.value)
+
+
+def test_a_dry_run_sees_an_unfinished_folder_beside_a_finished_one(tmp_path: Path) -> None:
+    final = tmp_path / "mine"
+    make_whole(final)
+    final.rename(tmp_path / "kept")
+    with pytest.raises(RuntimeError, match="killed"):
+        written_once(final, OTHER, failing, overwrite=False)
+    (tmp_path / "kept").rename(final)
+    for refused in (
+        lambda: written_once(final, READS, never, overwrite=False),
+        lambda: state(final, READS, overwrite=False),
+    ):
+        with pytest.raises(ChangedError, match=r"mine\.partial was made from something else"):
+            refused()
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (make_whole, "is up to date if its files stay as they were"),
+        (make_half, "was left half done and would be resumed if its files stay as they were"),
+    ],
+)
+def test_what_jobs_before_may_change_is_not_compared(
+    tmp_path: Path, make: Callable[[Path], None], expected: str
+) -> None:
+    make(tmp_path / "mine")
+    others = {**READS, "files": ["c"]}
+    assert state(tmp_path / "mine", others, overwrite=False, coming=["files"]) == expected
+    with pytest.raises(ChangedError, match=r"train\.group: was 8") as raised:
+        state(tmp_path / "mine", OTHER, overwrite=False, coming=["files"])
+    assert "files: was" not in str(raised.value)
 
 
 def test_unfinished_units_of_another_size_are_begun_anew(tmp_path: Path) -> None:

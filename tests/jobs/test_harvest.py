@@ -65,7 +65,9 @@ def test_plan_says_what_would_happen(tmp_path: Path) -> None:
     assert not folder.exists()
     harvest.run(experiment(folder, max_pairs=5))
     assert harvest.plan(experiment(folder, max_pairs=5)).endswith("is up to date")
-    assert "settings.max_pairs was 5, is None: needs --overwrite" in harvest.plan(experiment(folder))
+    with pytest.raises(ValueError, match=r"something else: settings\.max_pairs was 5, is None\. Use --overwrite"):
+        harvest.plan(experiment(folder))
+    assert harvest.plan(experiment(folder), overwrite=True).endswith("max_pairs was 5, is None: would be replaced")
 
 
 def test_an_experiment_without_the_section_is_refused() -> None:

@@ -133,7 +133,7 @@ def test_training(local_ray: None, three: Hosts, make_experiment: MakeExperiment
     driver.wait_for(lambda: "queries on 3 workers" in driver.log.read_text())
     lose_two(three, driver, lambda: saved(30), trains_again)
     output = driver.finish()
-    assert "queries on 1 workers" in output
+    assert "queries on 1 worker," in output
     assert_same_result(replace(alone, output_dir=str(out)), alone)
 
 

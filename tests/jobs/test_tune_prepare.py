@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rayembed.config import Experiment
-from rayembed.jobs import tune, tune_sweep
+from rayembed.jobs import run, tune, tune_sweep
 from rayembed.jobs.folders import ChangedError
 from rayembed.jobs.tune_prepare import EVALUATIONS, Prepared, prepare_shared, prepare_trial, trial_experiment
 from rayembed.jobs.tune_trials import Trial, begin, trial_folder
@@ -44,6 +44,18 @@ def prepared(experiment: Experiment, values: list[dict[str, Any]]) -> list[Prepa
     return found
 
 
+def mined_otherwise(experiment: Experiment) -> Experiment:
+    """The same with fewer negatives."""
+    assert experiment.mine is not None
+    return replace(experiment, mine=replace(experiment.mine, negative_number=3))
+
+
+def scored_otherwise(experiment: Experiment) -> Experiment:
+    """The same with shorter pairs."""
+    assert experiment.score is not None
+    return replace(experiment, score=replace(experiment.score, max_len=48))
+
+
 def own_jobs(experiment: Experiment, ready: Prepared) -> list[str]:
     """Which of the jobs before training a trial has done for itself."""
     folder = trial_folder(Path(experiment.output_dir) / "tune", ready.trial.name)
@@ -58,6 +70,14 @@ def test_trials_of_training_settings_share_rows_scores_tokens_and_vectors(
     prepare_shared(experiment)
     assert (tmp_path / "run" / "mine").is_dir()
     assert (tmp_path / "run" / "score").is_dir()
+    tune.plan(experiment)
+    for other in (mined_otherwise(experiment), scored_otherwise(experiment)):
+        refusals = []
+        for job in (prepare_shared, tune.plan):
+            with pytest.raises(ChangedError, match=r"/(mine|score) was made from something else") as refused:
+                job(other)
+            refusals.append(str(refused.value))
+        assert refusals[0] == refusals[1]
     points = [{"train.temperature": 0.02}, {"train.temperature": 0.1}, {"train.weight_decay": 0.5}]
     first = prepared(experiment, points[:1])
     before = len(units)
@@ -80,6 +100,7 @@ def test_a_dimension_of_mining_has_each_trial_mine_with_the_vectors_of_all(
     experiment = make_sweep(make_experiment, tmp_path / "run", data, tune={"space": space})
     prepare_shared(experiment)
     assert not (tmp_path / "run" / "mine").exists()
+    tune.plan(mined_otherwise(experiment))  # each trial mines for itself
     points: list[dict[str, Any]] = [{"mine.negative_number": 2}, {"mine.negative_number": 4}]
     first = prepared(experiment, points[:1])
     encoded = [unit for unit in units if unit.startswith("encode")]
@@ -238,6 +259,11 @@ def test_a_sweep_of_another_space_or_experiment_is_refused_with_what_changed(
         with pytest.raises(ChangedError) as error:
             tune.run(other)
         assert line in str(error.value)
+        for plan in (tune.plan, run.plan):
+            with pytest.raises(ValueError, match="use --overwrite to begin anew") as planned:
+                plan(other)
+            assert line in str(planned.value)
+        assert "0 of them done" in tune.plan(other, overwrite=True)
     same = replace(
         experiment,
         tune=replace(experiment.tune, num_samples=4, search="optuna", scheduler="asha", max_concurrent=1),
@@ -259,9 +285,9 @@ def test_a_dry_run_tells_trials_steps_and_evaluations_and_writes_nothing(
     found = tune.plan(experiment)
     assert "tune: 3 trials (random over train.temperature, train.learning_rate), 0 of them done" in found
     assert f"each has {STEPS} steps on 80 rows" in found
-    assert "every 1 steps an evaluation by ndcg@10, 20 queries of split dev against all 120 passages" in found
+    assert "every 1 step an evaluation by ndcg@10, 20 queries of split dev against all 120 passages" in found
     assert "1 at a time on this machine" in found
-    assert not (tmp_path / "run" / "tune").exists()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["cache"]
     tune.run(experiment)
     assert "3 of them done" in tune.plan(experiment)
 

@@ -46,9 +46,17 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     noted: list[tuple[str, Any]] = []
     for jobs in (run.JOBS, tune.WINNER):
         for name in ("train", "export"):
-            fake = SimpleNamespace(run=_noting(noted, name), plan=lambda _, name=name: f"{name}: a plan")
+            fake = SimpleNamespace(run=_noting(noted, name), plan=_planned(name))
             monkeypatch.setitem(jobs, name, fake)
     return noted
+
+
+def _planned(name: str) -> Callable[..., str]:
+    def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
+        assert experiment.train is not None
+        return f"{name}: at {experiment.train.temperature}"
+
+    return plan
 
 
 def _noting(noted: list[tuple[str, Any]], name: str) -> Callable[..., Path]:
@@ -67,6 +75,7 @@ def test_then_train_goes_on_with_the_best_values_in_the_run_folder(
     experiment = make_sweep(
         make_experiment, tmp_path / "run", data, tune={"num_samples": 5, "then": "train"}, export={}
     )
+    assert "train: at 0.05\nexport: at 0.05" in run.plan(experiment)
     expected = [("train", (0.1, None, out)), ("export", (0.1, None, out))]
     run.run(experiment)
     assert done == expected
@@ -76,6 +85,7 @@ def test_then_train_goes_on_with_the_best_values_in_the_run_folder(
     tune.run(experiment)
     assert done == expected * 2
     assert [line.partition(":")[0] for line in run.plan(experiment).splitlines()] == ["mine", "tune", "train", "export"]
+    assert "train: at 0.1\nexport: at 0.1" in run.plan(experiment), "the best values are known now"
 
 
 def test_without_then_the_sweep_is_the_end(

@@ -286,7 +286,7 @@ def test_the_order_is_by_figure_then_by_number_and_a_failed_trial_is_never_the_b
     assert best_of(trials).number == 1
     equal = replace(trials[1], number=9)
     assert best_of([equal, *trials]).number == 1
-    with pytest.raises(NothingFoundError, match=r"none of 1 trials has a figure; trial 3 says: the loss of step 6"):
+    with pytest.raises(NothingFoundError, match=r"none of 1 trial has a figure; trial 3 says: the loss of step 6"):
         best_of([trials[3]])
 
 

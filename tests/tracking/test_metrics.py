@@ -1,6 +1,7 @@
 """A resumed log continues at its step; TensorBoard gets the same figures."""
 
 import json
+import logging
 import struct
 from pathlib import Path
 
@@ -115,13 +116,15 @@ def evaluate(folder: Path, steps: range, *, last_evaluation: int, value: float) 
     return [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
 
 
-def test_evaluations_go_on_where_the_checkpoint_knows_them(tmp_path: Path) -> None:
+def test_evaluations_go_on_where_the_checkpoint_knows_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     log(tmp_path, range(1, 5), last_step=0)
     assert not (tmp_path / "evaluations.jsonl").exists(), "nothing was evaluated"
     found = evaluate(tmp_path, range(0, 5, 2), last_evaluation=-1, value=0.5)
     assert [line["step"] for line in found] == [0, 2, 4]
     curve = [(v.tag, e.step, v.simple_value) for e in events(tmp_path) for v in e.summary.value if "eval" in v.tag]
     assert curve == [("eval/ndcg_10", step, 0.5) for step in (0, 2, 4)], "TensorBoard knows no @"
+    assert "illegal" not in caplog.text
     found = evaluate(tmp_path, range(4, 7, 2), last_evaluation=2, value=0.75)
     assert [(line["step"], line["eval"]) for line in found] == [
         (0, {"ndcg@10": 0.5}),
