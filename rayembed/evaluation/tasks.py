@@ -11,7 +11,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import v_measure_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from rayembed.config.wording import counted
 from rayembed.evaluation.significance import CONFIDENCE
 
 NEIGHBORS = 5
@@ -44,8 +43,8 @@ def check_labels(labels: Sequence[str]) -> None:
     """
     if len(set(labels)) < 2:
         raise ValueError(
-            f"all of {counted(len(labels), 'row')} have the label {labels[0]!r}, and two are needed to tell texts "
-            "apart; give evaluate.tasks rows with more labels"
+            f"all {len(labels):,} rows have the label {labels[0]!r}, and two are needed to tell texts apart; give "
+            "evaluate.tasks rows with more labels"
         )
 
 
@@ -60,7 +59,7 @@ def check_classes(train_labels: Sequence[str], test_labels: Sequence[str]) -> No
     if unknown:
         number = sum(label in unknown for label in test_labels)
         raise ValueError(
-            f"its train rows lack {counted(len(unknown), 'label')} of {counted(number, 'test row')}, the first of them "
+            f"its train rows lack {len(unknown):,} labels that {number:,} test rows have, the first of them "
             f"{unknown[0]!r}; add rows with it to train of evaluate.tasks, or remove these test rows"
         )
 

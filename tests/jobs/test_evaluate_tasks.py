@@ -292,7 +292,7 @@ BAD: dict[str, tuple[list[dict[str, Any]] | None, str]] = {
         [*labelled(3, 4), {"text": "t", "label": [1]}],
         r"rows\.jsonl:5: label: found a list, allowed: a text or a whole number",
     ),
-    "one label": (labelled(3, 1), r"rows\.jsonl: task 'own': all of 1 row have the label '0', and two are needed"),
+    "one label": (labelled(3, 1), r"rows\.jsonl: task 'own': all 1 rows have the label '0', and two are needed"),
     "a BEIR folder": (
         None,
         r"qrels/train\.tsv:2: query: is of type normal; allowed: rows of type class, with text, label",
@@ -301,7 +301,7 @@ BAD: dict[str, tuple[list[dict[str, Any]] | None, str]] = {
     "the rows learned from": (labelled(3, 6), r"rows\.jsonl: task 'own': its train rows are its test rows; give eval"),
     "a label that was never learned": (
         [*labelled(3, 4), {"text": "t", "label": "new"}],
-        r"rows\.jsonl: task 'own': its train rows lack 1 label of 1 test row, the first of them 'new'",
+        r"rows\.jsonl: task 'own': its train rows lack 1 labels that 1 test rows have, the first of them 'new'",
     ),
 }
 
