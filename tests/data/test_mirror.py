@@ -196,6 +196,7 @@ def test_what_another_machine_went_on_writing_is_not_replaced_when_a_folder_is_p
         mirror.here(path).write_text("1\n2\n")
         mirror.send(path)
     storage.publish_folder(root / "train")
+    mirror.send_folder(root)
     assert machines.there()["train/metrics.jsonl"] == "1\n2\n"
     assert machines.there()["train/own.txt"] == "own"
     assert mirror.here(root / "train" / "metrics.jsonl").read_text() == "1\n2\n"

@@ -285,7 +285,7 @@ def test_headers_are_checked_before_anything_runs(
         ValueError, match=r"query_embeddings has vectors of 8 .*tiny-model.* encodes what is not given, of 64"
     ):
         check(query_embeddings="small")
-    with pytest.raises(DataError, match=rf"corpus_embeddings: .* hold {NUM_TRAIN} vectors for {NUM_PASSAGES} texts"):
+    with pytest.raises(DataError, match=rf"corpus_embeddings: .* with {NUM_TRAIN} vectors for {NUM_PASSAGES} texts"):
         check(corpus_embeddings="queries")
 
 
