@@ -70,14 +70,15 @@ def wait_for_second_trial(server: Server, command: Command) -> None:
 
 
 def sent_again(server: Server) -> list[str]:
-    """Files of trials that were sent more than once, but for marks and for what grows."""
+    """Files of trials that were sent more than once, but for marks (of folders too) and for what grows."""
     sent = Counter(
         request.partition("?")[0].partition(f"/run/{TRIALS}/")[2]
         for request in server.requests
         if request.startswith("PUT")
     )
     grows = ("_PARTIAL", "/checkpoints/", "metrics.jsonl", "evaluations.jsonl", "/tensorboard/")
-    return [path for path, count in sent.items() if path and count > 1 and not any(part in path for part in grows)]
+    files = [path for path, count in sent.items() if count > 1 and path and not path.endswith("/")]
+    return [path for path in files if not any(part in path for part in grows)]
 
 
 def assert_whole(there: dict[str, bytes]) -> None:
