@@ -258,7 +258,8 @@ def signals_kept() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None: set by C code, which Python cannot put back
+                signal.signal(number, handler)
 
 
 @contextmanager
