@@ -104,7 +104,7 @@ def test_it_says_how_it_is_called(tmp_path: Path) -> None:
 
 def test_a_machine_without_ray_ends_the_job(tmp_path: Path) -> None:
     with submitted(tmp_path, ["run", "x.yaml"], machines=2, ray="exit 3") as job:
-        assert job.process.wait(60) == 1
+        assert job.process.wait(240) == 1
     assert "Ray did not start" in job.log
     assert job.left() == []
     assert not job.token.exists()

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -161,11 +162,13 @@ def test_transfers_go_side_by_side_and_the_first_error_ends_them(caplog: pytest.
     def third(number: int) -> None:
         if number == 2:
             raise StoreError("third")
+        time.sleep(0.01)
         done.append(number)
 
+    done.clear()
     with pytest.raises(StoreError, match="third"):
         object_store.in_parallel("send", [1] * 5000, third)
-    assert len(done) < 5000, "the others are left"
+    assert len(done) < 2500, "the others are left"
 
 
 def test_long_transfers_tell_how_far_they_are(
