@@ -241,17 +241,13 @@ def in_parallel(what: str, sizes: list[int], action: Callable[[int], object]) ->
     start = told = time.monotonic()
     done = 0
     with ThreadPoolExecutor(min(THREADS, len(sizes))) as pool:
-        try:
-            for number, _ in enumerate(pool.map(action, range(len(sizes)))):
-                done += sizes[number]
-                now = time.monotonic()
-                if now - start > TELL_AFTER and now - told > TELL_EVERY:
-                    told = now
-                    line = "%s: %d of %s, %.1f of %.1f MB"
-                    logger.info(line, what, number + 1, counted(len(sizes), "file"), done / 1e6, sum(sizes) / 1e6)
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+        for number, _ in enumerate(pool.map(action, range(len(sizes)))):  # which leaves the rest after an exception
+            done += sizes[number]
+            now = time.monotonic()
+            if now - start > TELL_AFTER and now - told > TELL_EVERY:
+                told = now
+                line = "%s: %d of %s, %.1f of %.1f MB"
+                logger.info(line, what, number + 1, counted(len(sizes), "file"), done / 1e6, sum(sizes) / 1e6)
     if time.monotonic() - start > TELL_AFTER:
         seconds = time.monotonic() - start
         logger.info("%s: %s, %.1f MB took %.0f s", what, counted(len(sizes), "file"), done / 1e6, seconds)
