@@ -19,6 +19,7 @@ from rayembed.config.loading import dump
 from rayembed.jobs import evaluate, train
 from tests.conftest import tiny_tokenizer
 from tests.jobs.toy_data import write_beir, write_rows
+from tests.s3_server import Server, serving
 
 MakeExperiment = Callable[..., Experiment]
 ENVIRONMENT = {
@@ -172,3 +173,17 @@ def evaluated(trained: Experiment, tmp_path_factory: pytest.TempPathFactory) -> 
     experiment = replace(trained, output_dir=str(out))
     evaluate.run(experiment)
     return experiment
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
+    """A bucket of S3."""
+    with serving(monkeypatch, tmp_path / "scratch") as running:
+        yield running
+
+
+@pytest.fixture
+def proxied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
+    """The same, which fails when a test says so, and knows what it was asked."""
+    with serving(monkeypatch, tmp_path / "scratch", proxy=True) as running:
+        yield running

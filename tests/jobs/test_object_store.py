@@ -21,22 +21,9 @@ from rayembed.jobs.units import Unit, UnitActor, UnitError, Work
 from tests.jobs.conftest import MakeExperiment
 from tests.jobs.units_here import actor_for, done_by
 from tests.jobs.without_ray import do_units_here
-from tests.s3_server import KEYS, Server, new_machine, serving
+from tests.s3_server import KEYS, Server, new_machine
 
 MINE = {"range_for_sampling": "2-20", "negative_number": 3}
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
-    with serving(monkeypatch, tmp_path / "scratch") as running:
-        yield running
-
-
-@pytest.fixture
-def failing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
-    """A server that fails when a test says so."""
-    with serving(monkeypatch, tmp_path / "scratch", proxy=True) as running:
-        yield running
 
 
 @pytest.fixture
@@ -179,52 +166,52 @@ def test_killed_half_way_it_goes_on_elsewhere_and_does_nothing_twice(
 @pytest.mark.long
 @pytest.mark.parametrize("how", ["500", "cut"])
 def test_a_file_that_cannot_be_sent_costs_its_unit_alone(
-    failing: Server, done: list[str], make_experiment: MakeExperiment, tmp_path: Path, how: str
+    proxied: Server, done: list[str], make_experiment: MakeExperiment, tmp_path: Path, how: str
 ) -> None:
-    experiment = replace(make_experiment(tmp_path, mine=MINE), output_dir=failing.uri("run"))
-    failing.how, failing.failing = how, "/mine/part-00001.jsonl"
+    experiment = replace(make_experiment(tmp_path, mine=MINE), output_dir=proxied.uri("run"))
+    proxied.how, proxied.failing = how, "/mine/part-00001.jsonl"
     with pytest.raises(UnitError) as caught:
         mine.run(experiment)
     message = str(caught.value)
     assert "write rows: 1 of 3 units failed, the others are kept in s3://bucket/run/mine:" in message
     assert "writing s3://bucket/run/mine/part-00001.jsonl (" in message
     assert "what was there before is whole. Run the same command again to go on" in message
-    assert len(failing.failures) >= 3, "it was tried again"
-    there = failing.files("run/mine")
+    assert len(proxied.failures) >= 3, "it was tried again"
+    there = proxied.files("run/mine")
     assert {"done/part-00000.json", "done/part-00002.json", "part-00000.jsonl", "_PARTIAL"} <= set(there)
     assert not {"done/part-00001.json", "part-00001.jsonl", "_SUCCESS"} & set(there)
 
-    failing.failing = ""
+    proxied.failing = ""
     done.clear()
     mine.run(experiment)
     assert done == ["write rows: part-00001"]
-    assert "_SUCCESS" in failing.files("run/mine")
+    assert "_SUCCESS" in proxied.files("run/mine")
 
 
 @pytest.mark.long
 def test_what_was_there_before_stays_when_the_driver_cannot_write(
-    failing: Server, done: list[str], make_experiment: MakeExperiment, tmp_path: Path
+    proxied: Server, done: list[str], make_experiment: MakeExperiment, tmp_path: Path
 ) -> None:
-    experiment = replace(make_experiment(tmp_path, evaluate={}), output_dir=failing.uri("run"))
-    failing.failing = "/evaluate/metrics.json"
+    experiment = replace(make_experiment(tmp_path, evaluate={}), output_dir=proxied.uri("run"))
+    proxied.failing = "/evaluate/metrics.json"
     with pytest.raises(
         OSError, match=r"writing s3://bucket/run/evaluate/metrics.json \(\d+ bytes\) failed: .*again to go"
     ):
         evaluate.run(experiment)
-    assert "_SUCCESS" not in failing.files("run/evaluate")
-    failing.failing = ""
+    assert "_SUCCESS" not in proxied.files("run/evaluate")
+    proxied.failing = ""
     done.clear()
     evaluate.run(experiment)
-    before = failing.files("run/evaluate")
+    before = proxied.files("run/evaluate")
     assert done == []
     assert {"_SUCCESS", "metrics.json", "base.trec"} <= set(before)
 
-    failing.failing, failing.how = "/check.txt", "cut"
-    check_there = failing.files("run").get("check.txt")
+    proxied.failing, proxied.how = "/check.txt", "cut"
+    check_there = proxied.files("run").get("check.txt")
     with pytest.raises(OSError, match=r"check\.txt"):
         check.run(experiment)
-    assert failing.files("run").get("check.txt") == check_there
-    assert failing.files("run/evaluate") == before
+    assert proxied.files("run").get("check.txt") == check_there
+    assert proxied.files("run/evaluate") == before
 
 
 def test_without_the_right_to_write_it_says_what_to_set(

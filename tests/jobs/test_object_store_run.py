@@ -1,7 +1,6 @@
 """All jobs by the command line on S3 and a real Ray: killed, and gone on with by a machine that was never there."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,10 @@ from rayembed.jobs import run
 from tests.jobs.cluster import cluster
 from tests.jobs.conftest import TRAIN, MakeExperiment
 from tests.jobs.store_commands import WITHIN, Command, files_without_keys
-from tests.s3_server import KEYS, Server, serving
+from tests.s3_server import KEYS, Server
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1800)]
 STEPS, SAVE = 40, 5
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
-    with serving(monkeypatch, tmp_path / "scratch") as running:
-        yield running
 
 
 @pytest.fixture

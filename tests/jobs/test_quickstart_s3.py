@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,11 @@ import pytest
 import yaml
 
 from tests.jobs.store_commands import Command, files_without_keys
-from tests.s3_server import Server, serving
+from tests.s3_server import Server
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(4000)]
 QUICKSTART, SAVE = Path("configs/quickstart.yaml"), 10
 HOUR = 3600.0
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ray_environment: None) -> Iterator[Server]:
-    with serving(monkeypatch, tmp_path / "scratch", proxy=True) as running:
-        yield running
 
 
 def on_the_store(server: Server) -> dict[str, Any]:
@@ -40,39 +33,39 @@ def steps_there(server: Server) -> int:
     return server.files("runs/quickstart/train").get("metrics.jsonl", b"").count(b"\n")
 
 
-def test_the_quickstart(server: Server, tmp_path: Path) -> None:
-    settings, commands = yaml.safe_dump(on_the_store(server)), tmp_path / "commands"
+def test_the_quickstart(ray_environment: None, proxied: Server, tmp_path: Path) -> None:
+    settings, commands = yaml.safe_dump(on_the_store(proxied)), tmp_path / "commands"
     first = Command(settings, commands, "first")
 
     def wait_for(steps: int) -> None:
         deadline = time.monotonic() + HOUR
-        while steps_there(server) < steps:
+        while steps_there(proxied) < steps:
             assert first.process.poll() is None, first.log.read_text()
             assert time.monotonic() < deadline, first.log.read_text()
             time.sleep(0.2)
 
     wait_for(SAVE)
-    server.how, server.failing = "cut", "/train/checkpoints/"
-    while len(server.failures) < 2:
+    proxied.how, proxied.failing = "cut", "/train/checkpoints/"
+    while len(proxied.failures) < 2:
         assert first.process.poll() is None, first.log.read_text()
         time.sleep(0.1)
-    server.failing = ""
+    proxied.failing = ""
     wait_for(SAVE * 3)
     first.kill()
-    half = server.files("runs/quickstart")
+    half = proxied.files("runs/quickstart")
     assert "mine/_SUCCESS" in half
     assert "train/_SUCCESS" not in half
 
-    server.failing = "/model/model.safetensors"
+    proxied.failing = "/model/model.safetensors"
     status, output = Command(settings, commands, "second").end(HOUR)
     assert status == 1, output
     assert "resumed after step" in output
     assert "model/model.safetensors" in output
-    assert "model/_SUCCESS" not in server.files("runs/quickstart")
+    assert "model/_SUCCESS" not in proxied.files("runs/quickstart")
 
-    server.failing = ""
+    proxied.failing = ""
     output = Command(settings, commands, "third").finish(HOUR)
-    there = files_without_keys(server, "runs")
+    there = files_without_keys(proxied, "runs")
     told = json.loads(there["quickstart/evaluate/metrics.json"])
     assert {"quickstart-data/corpus.jsonl", "quickstart/model/_SUCCESS", "quickstart/report.html"} <= set(there)
     lines = [json.loads(line) for line in there["quickstart/train/metrics.jsonl"].splitlines()]

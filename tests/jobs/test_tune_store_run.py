@@ -3,7 +3,6 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -19,24 +18,11 @@ from tests.jobs.cluster import cluster
 from tests.jobs.conftest import MakeExperiment
 from tests.jobs.small_sweeps import make_sweep, with_dev_split
 from tests.jobs.store_commands import WITHIN, Command, files_without_keys
-from tests.s3_server import KEYS, Server, serving
+from tests.s3_server import KEYS, Server
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1800)]
 STEPS, EVALUATE, SAVE = 40, 20, 5
 TRIALS = "tune/trials"
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
-    with serving(monkeypatch, tmp_path / "scratch") as running:
-        yield running
-
-
-@pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
-    """A server that knows what it was asked."""
-    with serving(monkeypatch, tmp_path / "scratch", proxy=True) as running:
-        yield running
 
 
 @pytest.fixture
@@ -129,18 +115,18 @@ def test_a_sweep_that_is_killed_with_its_machine_is_gone_on_with_from_the_store(
 
 
 def test_trials_beside_each_other_on_nodes_with_disks_of_their_own(
-    watched: Server, experiment: Experiment, tmp_path: Path
+    proxied: Server, experiment: Experiment, tmp_path: Path
 ) -> None:
     """The command has a scratch folder of its own, the node of the trials' actors another, each worker's a third."""
     assert experiment.tune is not None
     sweep = replace(experiment.tune, max_concurrent=None, then="train")
-    remote = replace(experiment, output_dir=watched.uri("run"), tune=sweep)
+    remote = replace(experiment, output_dir=proxied.uri("run"), tune=sweep)
     with cluster(2, scratch=tmp_path / "nodes") as nodes:
         output = Command(remote, tmp_path / "commands", "driver", job="tune", RAY_ADDRESS=nodes.address).finish()
     assert "2 trials at a time" in output
-    assert any(f"/run/{TRIALS}/" in request for request in watched.requests)
-    assert sent_again(watched) == []
-    there = files_without_keys(watched, "run")
+    assert any(f"/run/{TRIALS}/" in request for request in proxied.requests)
+    assert sent_again(proxied) == []
+    there = files_without_keys(proxied, "run")
     assert_whole(there)
     assert "There is no train/metrics.jsonl" not in there["report.html"].decode()
     for node in (0, 1):
