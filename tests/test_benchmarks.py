@@ -89,6 +89,13 @@ def test_rows_of_the_step_benchmark_are_the_same_work_for_all(kind: str, tiny_mo
             assert [sum(length <= 48 for length in lengths), sum(length >= 200 for length in lengths)] == [16, 2]
 
 
+def test_the_batch_of_most_tokens_comes_first(tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_model), padding_side="right")
+    batches = [[{"query": "a", "pos": [text], "neg": ["b"]}] for text in ("abc", "abcd", "abcdefg", "ab")]
+    first = train_step_rows.longest_first(batches, tokenizer)
+    assert [batch[0]["pos"][0] for batch in first] == ["abcdefg", "abc", "abcd", "ab"]
+
+
 def made_beir() -> Beir:
     """400 queries with a positive each, of 5 to 300 characters, which are tokens."""
     draw = random.Random(0)

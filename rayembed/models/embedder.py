@@ -78,7 +78,7 @@ class Embedder(ChunkModel):
         """Token vectors of the backbone's last layer: [n, t, H], of packed texts [t, H]."""
         if isinstance(chunk, Packed):
             row: Tensor = self.backbone(**chunk.inputs(self.backbone)).last_hidden_state
-            return row[0]
+            return row[0, : chunk.num_tokens]
         told = {"position_ids": positions(chunk.mask)} if self.told_positions else {}
         hidden: Tensor = self.backbone(input_ids=chunk.ids, attention_mask=chunk.mask, **told).last_hidden_state
         return hidden

@@ -107,6 +107,19 @@ def _rows(
         yield {"query_id": name, "dataset": "medquad", "query": query, "pos": [positive], "neg": [negative]}
 
 
+def longest_first(
+    batches: Sequence[list[dict[str, Any]]], tokenizer: PreTrainedTokenizerBase
+) -> list[list[dict[str, Any]]]:
+    """The batches, that of most tokens before the others."""
+
+    def tokens(batch: list[dict[str, Any]]) -> int:
+        texts = [text for row in batch for text in (row["query"], *row["pos"], *row["neg"])]
+        return sum(len(ids) for ids in tokenize(tokenizer, texts, PASSAGE_MAX_LEN))
+
+    longest = max(range(len(batches)), key=lambda number: tokens(batches[number]))
+    return [batches[longest], *batches[:longest], *batches[longest + 1 :]]
+
+
 def write(folder: Path, batches: Sequence[Sequence[dict[str, Any]]], tokenizer: PreTrainedTokenizerBase) -> Lengths:
     """Writes FOLDER/rows, tokens, and rows.jsonl in the order of our plan; token counts of each batch."""
     folder.mkdir(parents=True)

@@ -26,7 +26,7 @@ from rayembed.models.trained import build_model
 from tests.models.tiny_architectures import ARCHITECTURES, save_tiny
 from tests.models.tiny_decoders import tiny_decoder, tiny_gpt2
 
-LENGTHS = (3, 17, 17, 40, 9, 1, 17, 33, 1)  # longer than the windows below
+LENGTHS = (3, 17, 17, 40, 9, 1, 17, 33, 2)  # longer than the windows below; 139 in all, which a CPU reads as 140
 PADDED_ALONE = {"MPNet": "takes no attention function from outside"}
 WINDOWS: dict[str, dict[str, Any]] = {
     "Mistral": {"sliding_window": 6},
@@ -94,6 +94,36 @@ def test_vectors_and_gradients_are_those_of_padded_texts(
             model, family=config.family, fix_position_embedding=False, gradient_checkpointing=checkpointing
         )
         check(model, *both(config, texts_of()))
+
+
+@pytest.mark.parametrize("name", ["BERT", "ModernBERT", "Qwen2"])
+def test_a_text_of_many_tokens_that_a_cpu_adds_changes_nothing(folders: dict[str, Path], name: str) -> None:
+    config = settings_of(name, folders)
+    lengths = (40,) * 50 + (1,)
+    model = load_embedder(config)
+    assert read_sizes(model, [lengths]) == [2016]
+    check(model, *both(config, texts_of(lengths)))
+
+
+def test_rows_that_a_cpu_reads_have_few_sizes(folders: dict[str, Path]) -> None:
+    """So that oneDNN and the tensors of a step meet what they have met before."""
+    totals = [*range(1, 300), *range(8192, 16384)]
+    sizes = read_sizes(load_embedder(settings_of("BERT", folders)), [(total,) for total in totals])
+    assert sizes[:127] == totals[:127]  # short ones as they are
+    assert all(total <= size < total * 65 / 64 for total, size in zip(totals, sizes, strict=True))
+    assert len(set(sizes[299:])) == 65
+    assert all(size % 128 == 0 for size in sizes[299:])
+
+
+def read_sizes(model: ChunkModel, all_lengths: Sequence[tuple[int, ...]]) -> list[int]:
+    """Tokens that the backbone is given for the texts of each row."""
+    found = []
+    for lengths in all_lengths:
+        told = pack_chunks(texts_of(lengths)).chunks[0].inputs(model.backbone)  # type: ignore[union-attr] # packed
+        assert told["position_ids"].shape == told["input_ids"].shape
+        assert sum(told["segments"].lengths) == told["segments"].starts[-1] == told["input_ids"].numel()
+        found.append(told["input_ids"].numel())
+    return found
 
 
 @pytest.mark.parametrize("architecture", ["Mistral", "Qwen3", "Gemma2"])
@@ -185,6 +215,7 @@ def test_types_of_tokens_reach_a_reranker(folders: dict[str, Path]) -> None:
 def test_under_an_adapter(folders: dict[str, Path]) -> None:
     config = settings_of("Qwen3", folders)
     experiment = Experiment(output_dir="unused", model=config, lora=LoraConfig(lora_rank=2, lora_dropout=0.0))
+    torch.manual_seed(0)
     model: Any = build_model(experiment)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -207,7 +238,7 @@ def test_limits_of_chunks_and_a_text_alone(folders: dict[str, Path], dtype: torc
             torch.testing.assert_close(model.embed(batch), expected, atol=atol, rtol=0)
         for i, text in enumerate(texts):
             torch.testing.assert_close(model.embed(pack_chunks([text]))[0], expected[i], atol=atol, rtol=0)
-    assert [sum(chunk.lengths) for chunk in pack_chunks(texts, tokens_per_chunk=20).chunks] == [40, 33, 17, 17, 17, 14]
+    assert [sum(chunk.lengths) for chunk in pack_chunks(texts, tokens_per_chunk=20).chunks] == [40, 33, 17, 17, 17, 15]
     assert whole.num_tokens == whole.num_slots == sum(LENGTHS) == padded.num_tokens < padded.num_slots
     assert {tensor.device.type for chunk in whole.to(torch.device("meta")).chunks for tensor in chunk[:3]} == {"meta"}
 
