@@ -244,6 +244,30 @@ def test_what_the_store_has_not_goes_from_the_copy(machines: Machines) -> None:
     assert not (root / "done").exists()
 
 
+def test_nothing_is_taken_for_known_after_a_copy_was_brought_up_to_date(machines: Machines) -> None:
+    machines.use("a")
+    root = copies.local(URI)
+    storage.write_atomic(root / "large.bin", b"first")
+    with machines.away("b"):
+        storage.write_atomic(copies.local(URI) / "large.bin", b"second")
+    mirror.refresh(root)
+    assert (root / "large.bin").read_bytes() == b"first", "too young to be removed"
+    assert mirror.here(root / "large.bin").read_bytes() == b"second"
+
+
+def test_a_folder_that_another_machine_removed_is_marked_as_unfinished_again(machines: Machines) -> None:
+    machines.use("a")
+    root = copies.local(URI)
+    for name in ("first", "second"):
+        storage.write_atomic(root / "rows.partial" / f"{name}.json", b"{}")
+        with machines.away("b"):
+            mirror.remove(copies.local(URI) / "rows.partial")
+        assert machines.there() == {}
+        mirror.refresh(root)
+    storage.write_atomic(root / "rows.partial" / "third.json", b"{}")
+    assert sorted(machines.there()) == ["rows/_PARTIAL", "rows/third.json"]
+
+
 def test_a_worker_forgets_what_was_removed_since_it_was_here(machines: Machines) -> None:
     for name in ("a", "b"):
         storage.write_atomic(machines.use(name) / "mine.partial" / "done" / "0.json", b"{}")
