@@ -74,6 +74,15 @@ class Server:
                 found[path] = file.read()
         return found
 
+    def read(self, path: str) -> bytes:
+        """A file of the bucket; nothing where there is none."""
+        filesystem, base = fs.FileSystem.from_uri(self.uri(path))
+        try:
+            with filesystem.open_input_stream(base) as file:
+                return bytes(file.read())
+        except FileNotFoundError:
+            return b""
+
 
 @contextmanager
 def serving(patch: pytest.MonkeyPatch, scratch: Path, *, proxy: bool = False) -> Iterator[Server]:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rayembed.models.few_sizes import rounded_up
+
 STEP = 16
 SHORT, LONG = 128, 1024  # tokens of a text that is read by products, whose weights are held until backward
 Runs = Sequence[tuple[int, int]]
@@ -44,6 +46,33 @@ class _Window(NamedTuple):
     """Those that follow, from the first one read. None: there are none."""
 
 
+class _Room:
+    """One piece of memory for the weights of many texts: one for each would leave holes that nothing else fits."""
+
+    def __init__(self, like: Tensor, runs: Runs, *, held: bool) -> None:
+        """Allocates it.
+
+        Args:
+            like: [h, t, d], whose type and device the weights have.
+            runs: as of attention_in_bf16.
+            held: whether all weights are held at once. False: each takes the place of the last.
+        """
+        heads, total, _ = like.shape
+        sizes = [
+            heads * (window.rows.stop - window.rows.start) ** 2
+            for place, _, length in _places(runs)
+            if _by_products(length)
+            for window in _windows(place, length, total)
+        ]
+        self._held, self._first = held, 0
+        self._memory = like.new_empty(rounded_up(sum(sizes) if held else max(sizes, default=0)))
+
+    def next(self, scores: Tensor) -> Tensor:
+        """Room for the weights of these scores, of their shape."""
+        first, self._first = self._first, self._first + scores.numel() if self._held else 0
+        return self._memory[first : first + scores.numel()].view_as(scores)
+
+
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -57,6 +86,7 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         attended = query.new_empty(query.shape[1], query.shape[0], query.shape[2])
         by_head, none = attended.transpose(0, 1), query.new_empty(())
+        room = _Room(query, runs, held=learns)
         kept: list[Tensor] = []
         for place, count, length in _places(runs):
             if not _by_products(length):
@@ -69,7 +99,7 @@ class _Attention(torch.autograd.Function):
                 scores = torch.baddbmm(none, query[:, window.rows], key[:, window.rows].mT, beta=0, alpha=scale)
                 if window.others is not None:
                     scores[:, :, window.others] = -torch.inf
-                weights = torch.softmax(scores, dim=-1)
+                weights = torch.softmax(scores, dim=-1, out=room.next(scores))
                 if window.others is not None:
                     weights[:, window.others] = 0
                 by_head[:, window.own] = torch.bmm(weights, value[:, window.rows])[:, :length]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from rayembed.models.few_sizes import rounded_up
 from rayembed.models.packing import Segments, packed_inputs
 
 
@@ -107,12 +108,8 @@ class Packed(NamedTuple):
         return told if read.types is None else told | {"token_type_ids": read.types[None]}
 
     def _filled(self) -> "Packed":
-        """The same texts and maybe one more, so that t is one of 64 to 127 numbers between two powers of 2.
-
-        oneDNN keeps something of each size that it meets, between tensors in memory, and tensors of another size do
-        not fit where the last step's were: of MiniLM, which needs 2.2 GiB, a process grew to 4.6 GiB in 25 steps.
-        """
-        missing = -self.num_tokens % max(1, 2 ** (self.num_tokens.bit_length() - 7))
+        """The same texts and maybe one more, so that t is one of few numbers."""
+        missing = rounded_up(self.num_tokens) - self.num_tokens
         if not missing:
             return self
         ids, places, types = (

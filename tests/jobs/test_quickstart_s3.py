@@ -30,7 +30,7 @@ def on_the_store(server: Server) -> dict[str, Any]:
 
 def steps_there(server: Server) -> int:
     """Of which the figures are on the store."""
-    return server.files("runs/quickstart/train").get("metrics.jsonl", b"").count(b"\n")
+    return server.read("runs/quickstart/train/metrics.jsonl").count(b"\n")
 
 
 def test_the_quickstart(ray_environment: None, proxied: Server, tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_the_quickstart(ray_environment: None, proxied: Server, tmp_path: Path) 
     proxied.failing = ""
     wait_for(SAVE * 3)
     first.kill()
-    half = proxied.files("runs/quickstart")
+    half = proxied.paths("runs/quickstart")
     assert "mine/_SUCCESS" in half
     assert "train/_SUCCESS" not in half
 
