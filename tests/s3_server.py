@@ -169,7 +169,7 @@ class _Through(BaseHTTPRequestHandler):
 
     def _fail(self) -> None:
         if self._known.how == "cut":
-            self.rfile.read(3)
+            self.rfile.read(min(3, int(self.headers.get("Content-Length", 3))))
             self.close_connection = True
             self.connection.close()
         else:
