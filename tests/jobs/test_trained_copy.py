@@ -12,11 +12,6 @@ from rayembed.jobs.trained_copy import storage as storage_of
 from tests.data.machines import Machines
 
 
-@pytest.fixture
-def machines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machines:
-    return Machines(monkeypatch, tmp_path)
-
-
 def told(root: Path) -> str:
     """What the driver tells a worker, as it arrives."""
     folders = {"train_folder": str(root / "train.partial"), "model_folder": str(root / "model"), "parts": ["0"]}

@@ -78,10 +78,10 @@ class TrialsElsewhere:
 
 
 @pytest.fixture
-def machines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machines:
+def machines(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> Machines:
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
-    return Machines(monkeypatch, tmp_path)
+    return machines
 
 
 @pytest.fixture
