@@ -10,9 +10,11 @@ import pytest
 
 pytestmark = pytest.mark.ray
 LINE = "rayembed: interrupted; the same command goes on from what is done\n"
-# A job that starts Ray, and is in the middle of a pass when the signal comes.
+# A job that starts Ray, and is in the middle of a pass when the signal comes. Ctrl-C reaches what runs in the
+# foreground; where these tests run in the background, a shell has told all below it to ignore it.
 WAITS = """
-import sys, types
+import signal, sys, types
+signal.signal(signal.SIGINT, signal.default_int_handler)
 module = types.ModuleType("rayembed.jobs.mine")
 def run(experiment, *, overwrite=False):
     import ray
