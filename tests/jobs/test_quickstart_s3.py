@@ -61,7 +61,7 @@ def test_the_quickstart(ray_environment: None, proxied: Server, tmp_path: Path) 
     assert status == 1, output
     assert "resumed after step" in output
     assert "model/model.safetensors" in output
-    assert "model/_SUCCESS" not in proxied.files("runs/quickstart")
+    assert "model/_SUCCESS" not in proxied.paths("runs/quickstart")
 
     proxied.failing = ""
     output = Command(settings, commands, "third").finish(HOUR)
