@@ -70,8 +70,8 @@ class Server:
         filesystem, base = fs.FileSystem.from_uri(self.uri(folder))
         found = {}
         for path in self.paths(folder):
-            with filesystem.open_input_stream(f"{base.rstrip('/')}/{path}") as file:
-                found[path] = file.read()
+            with filesystem.open_input_file(f"{base.rstrip('/')}/{path}") as file:
+                found[path] = file.read()  # at once; a stream is read by requests of 16 KB
         return found
 
     def read(self, path: str) -> bytes:

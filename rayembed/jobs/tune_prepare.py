@@ -59,6 +59,15 @@ def trial_experiment(experiment: Experiment, tune_folder: Path, trial: Trial, *,
     return replace(own, output_dir=folder, cache_dir=experiment.cache(), train=train, **others)  # type: ignore[arg-type]
 
 
+def check_dev_split(experiment: Experiment) -> None:
+    """Refuses a dev split on which the experiment as it is could not be evaluated, before any trial is begun.
+
+    Raises:
+        ValueError: as of dev_split.
+    """
+    dev_split(trial_experiment(experiment, Path(experiment.output_dir), Trial(0, {}, baseline=True), eval_steps=1))
+
+
 def prepare_shared(experiment: Experiment, *, overwrite: bool = False) -> None:
     """Mines and scores once, in OUTPUT_DIR, what no dimension of the sweep changes.
 

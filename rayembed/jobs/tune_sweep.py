@@ -22,7 +22,7 @@ from rayembed.jobs.inputs import training_rows
 from rayembed.jobs.run_folder import as_asked
 from rayembed.jobs.session import ray_session
 from rayembed.jobs.teacher import teacher_reads
-from rayembed.jobs.tune_prepare import Prepared, check_shared, prepare_shared, prepare_trial
+from rayembed.jobs.tune_prepare import Prepared, check_dev_split, check_shared, prepare_shared, prepare_trial
 from rayembed.jobs.tune_ray import run_trials
 from rayembed.jobs.tune_results import best_experiment, best_of, table_in_words, write_results
 from rayembed.jobs.tune_search import next_point
@@ -53,9 +53,12 @@ def sweep(experiment: Experiment, *, overwrite: bool = False) -> list[Trial]:
         ConfigError: the space does not fit the experiment.
         ChangedError: the sweep was begun with another space or experiment.
         NothingFoundError: no trial has a figure.
+        ValueError: the experiment cannot be evaluated on its dev split.
     """
     check_space(experiment)
     folder = Path(experiment.output_dir) / FOLDER
+    if overwrite or not (folder / RECORD).is_file():
+        check_dev_split(experiment)
     _claim(experiment, folder, overwrite=overwrite)
     course = Course(experiment, folder)
     if course.is_done():

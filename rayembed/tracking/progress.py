@@ -21,6 +21,7 @@ class Progress:
         self._done = self._first = done
         self._told = -1
         self._start = self._last = time.monotonic()
+        self._begun: tuple[float, int] | None = None  # when the first were done, and how many then
         self._log = logging.getLogger("rayembed")
 
     def add(self, count: int, detail: str = "", *, force: bool = False) -> None:
@@ -33,14 +34,18 @@ class Progress:
         """
         self._done += count
         now = time.monotonic()
+        self._begun = self._begun or (now, self._done)
         if (force and self._told != self._done) or now - self._last >= self._every:
             self._last, self._told = now, self._done
             self._log.info(self.line(detail))
 
     def line(self, detail: str = "") -> str:
-        """The line as it would be logged now."""
-        seconds = time.monotonic() - self._start
-        rate = (self._done - self._first) / max(seconds, 1e-9)
+        """The line as it would be logged now; before the end the rate leaves out the first ones, and the workers' start."""
+        now = time.monotonic()
+        seconds, since, before = now - self._start, self._start, self._first
+        if self._begun is not None and self._begun[1] < self._done < self._total:
+            since, before = self._begun
+        rate = (self._done - before) / max(now - since, 1e-9)
         left = (self._total - self._done) / rate if rate else float("inf")
         share = 100 * self._done / max(self._total, 1)
         parts = [

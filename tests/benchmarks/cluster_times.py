@@ -28,7 +28,8 @@ from tests.jobs.started_nodes import BIN, Cluster, started_nodes
 QUICKSTART = Path("configs/quickstart.yaml")
 WARM_UP = 5  # steps that do not count
 STEP_LINE, DRIVER_LINE = r"train 1/\d+ steps", r"Ray at [\d.]+:\d+: "
-ENCODED = r"encode (\w+): [\d,]+ units of ([\d,]+) \w+ took .* \(([\d,.]+) \w+/s"
+MINED = r" mine: /.* \("
+ENCODED = r"encode ([\w ]+): [\d,]+ units? of [\d,]+ \w+ took .* \(([\d,.]+) \w+/s"
 
 
 def experiment(folder: Path, name: str, *, workers: int, pairs: int, steps: int) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def when(watched: Watched, pattern: str) -> float:
 def encoding_rates(watched: Watched) -> dict[str, float]:
     """Texts a second by what was encoded, with the start of the workers."""
     found = [re.search(ENCODED, line) for _, line in watched.lines]
-    return {match[1]: float(match[3].replace(",", "")) for match in found if match is not None}
+    return {match[1]: float(match[2].replace(",", "")) for match in found if match is not None}
 
 
 def step_seconds(out: Path) -> list[float]:
@@ -90,14 +91,16 @@ def idle(cluster: Cluster) -> dict[str, int]:
 
 def scaling(cluster: Cluster, folder: Path, pairs: int, steps: int) -> list[tuple[str, float, float, str]]:
     """Rates of one worker and of two."""
-    encoded, trained = [], []
+    encoded, mined, trained = [], [], []
     for workers in (1, 2):
         name = f"workers-{workers}"
         settings = experiment(folder, name, workers=workers, pairs=pairs, steps=steps)
-        encoded.append(encoding_rates(submitted(cluster, folder, name, "run", settings)))
+        watched = submitted(cluster, folder, name, "run", settings)
+        encoded.append(encoding_rates(watched))
+        mined.append(pairs / (when(watched, MINED) - when(watched, DRIVER_LINE)))
         trained.append(32 / median(step_seconds(folder / name)[WARM_UP:]))
     rows = [(f"encoding {what}, a second", one, encoded[1][what]) for what, one in encoded[0].items()]
-    rows.append(("training, queries a second", *trained))
+    rows += [("all of mining, pairs a second", *mined), ("training, queries a second", *trained)]
     return [(what, one, two, f"{two / one:.2f} ({two / one / 2:.0%})") for what, one, two in rows]
 
 
@@ -118,7 +121,7 @@ def start_up(cluster: Cluster, folder: Path, pairs: int) -> list[tuple[str, floa
 def trial_overhead(cluster: Cluster, folder: Path, pairs: int, steps: int) -> list[tuple[str, float]]:
     """Of a trial with a place for itself: all its seconds, those of its steps, and the rest."""
     settings = experiment(folder, "sweep", workers=1, pairs=pairs, steps=steps)
-    settings["train"] |= {"eval_steps": steps, "eval_passages": 200}
+    settings["train"] |= {"eval_steps": steps, "eval_queries": 100, "eval_passages": 300}
     space = {"train.temperature": {"choice": [0.03, 0.07]}}
     settings["tune"] = {"space": space, "num_samples": 3, "scheduler": "none", "max_concurrent": 1}
     submitted(cluster, folder, "sweep", "tune", settings)

@@ -5,7 +5,8 @@ Run: python -m tests.benchmarks.units_at_scale --units 10000 --nodes 50
 
 Four drivers, each a process that is watched: half of the units with a SIGKILL of the driver in the middle, the rest by
 the same call again, the call a third time with nothing left, and a merge: units that each read 100 files and write one.
-What is printed: units a second, what the driver held in memory, and how long it took before the first unit.
+What is printed: units a second, the driver's CPU time (its start and imports counted too) and memory, and how long it
+took before the first unit. On 2 cores the nodes' processes share those with the driver: units a second are theirs.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
+import psutil
 
 from tests.benchmarks.watching import ENVIRONMENT, markdown, megabytes
 
@@ -93,10 +95,10 @@ def driven(what: str, options: argparse.Namespace, address: str, *, kill_at: int
     command = [sys.executable, "-m", "tests.benchmarks.units_at_scale", "--drive", what]
     command += ["--units", str(options.units), "--nodes", str(options.nodes), "--folder", str(options.folder)]
     done = options.folder / ("merged" if what == "merge" else "units") / "done"
-    before, start, first, most = _count(done), time.monotonic(), None, 0
+    before, start, first, most, cpu = _count(done), time.monotonic(), None, 0, 0.0
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"RAY_ADDRESS": address})
     while process.poll() is None:
-        most = max(most, _peak(process.pid))
+        most, cpu = max(most, _peak(process.pid)), max(cpu, _cpu_seconds(process.pid))
         now = _count(done)
         if first is None and now > before:
             first = time.monotonic() - start
@@ -109,7 +111,8 @@ def driven(what: str, options: argparse.Namespace, address: str, *, kill_at: int
         sys.exit(f"{what} ended with status {process.returncode}")
     new = _count(done) - before
     told = json.loads(said[-1]) if said else {}
-    return {"what": what, "new": new, "seconds": seconds, "first": first, "peak": most, "planned": told.get("planned")}
+    planned = told.get("planned")
+    return {"what": what, "new": new, "seconds": seconds, "first": first, "peak": most, "cpu": cpu, "planned": planned}
 
 
 def _count(folder: Path) -> int:
@@ -125,6 +128,14 @@ def _peak(pid: int) -> int:
     return int(line.split()[1]) * 1024
 
 
+def _cpu_seconds(pid: int) -> float:
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return float(times.user + times.system)
+
+
 def table(found: Sequence[dict[str, Any]]) -> str:
     rows = []
     for one in found:
@@ -137,11 +148,13 @@ def table(found: Sequence[dict[str, Any]]) -> str:
                 "-" if one["first"] is None else f"{one['first']:.1f}",
                 "-" if one["first"] is None else f"{one['new'] / max(working, 1e-9):,.0f}",
                 "-" if one["planned"] is None else f"{1000 * one['planned']:.0f}",
+                f"{one['cpu']:.0f}",
+                "-" if not one["new"] else f"{1000 * one['cpu'] / one['new']:.1f}",
                 megabytes(one["peak"]),
             )
         )
-    header = ("driver", "units done", "s", "s to the first", "units/s after it", "planned in ms", "driver's peak RSS")
-    return markdown(header, rows)
+    header = ("driver", "units done", "s", "s to the first", "units/s after it", "planned in ms")
+    return markdown((*header, "driver's CPU s", "its ms a unit", "driver's peak RSS"), rows)
 
 
 def main() -> int:

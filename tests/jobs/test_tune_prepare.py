@@ -238,6 +238,22 @@ def test_a_sweep_that_was_interrupted_goes_on_and_one_that_is_done_starts_no_ray
     assert len(here.ran) == 4
 
 
+def test_a_dev_split_that_no_trial_can_be_evaluated_on_is_refused_before_the_folder_is_taken(
+    make_experiment: MakeExperiment, data: Path, tmp_path: Path, here: SweepHere
+) -> None:
+    experiment = make_sweep(make_experiment, tmp_path / "run", data)
+    assert experiment.train is not None
+    small = replace(experiment, train=replace(experiment.train, eval_steps=1, eval_passages=1))
+    with pytest.raises(ValueError, match=r"train\.eval_passages is 1, and"):
+        tune.run(small)
+    assert not here.ran
+    assert not (tmp_path / "run" / "tune").exists()
+    tune.run(experiment)
+    assert here.ran, "nothing of the refused sweep is in the way"
+    with pytest.raises(ValueError, match=r"train\.eval_passages is 1, and"):
+        tune.run(small, overwrite=True)
+
+
 def test_a_sweep_of_another_space_or_experiment_is_refused_with_what_changed(
     make_experiment: MakeExperiment, data: Path, tmp_path: Path, here: SweepHere
 ) -> None:

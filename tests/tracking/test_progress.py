@@ -45,6 +45,19 @@ def test_what_was_done_before_does_not_count_for_the_rate(clock: Clock) -> None:
     assert line.line() == "train 70/100 steps (70 %) | 2.0 steps/s | 15 s left"
 
 
+def test_workers_that_start_do_not_count_for_the_time_left_but_for_that_of_all(clock: Clock) -> None:
+    line = Progress("encode", 100, unit="texts")
+    clock.now += 40
+    line.add(10)
+    assert line.line() == "encode 10/100 texts (10 %) | 0.2 texts/s | 6 min 00 s left"
+    clock.now += 4
+    line.add(20)
+    assert line.line() == "encode 30/100 texts (30 %) | 5.0 texts/s | 14 s left"
+    clock.now += 14
+    line.add(70)
+    assert line.line() == "encode 100/100 texts (100 %) | 1.7 texts/s | took 58 s"
+
+
 def test_before_anything_is_done_the_end_is_unknown(clock: Clock) -> None:
     assert Progress("train", 100, unit="steps").line() == "train 0/100 steps (0 %) | 0.0 steps/s | ? left"
     assert Progress("train", 0, unit="steps").line() == "train 0/0 steps (0 %) | 0.0 steps/s | took 0 s"
