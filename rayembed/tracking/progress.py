@@ -40,7 +40,7 @@ class Progress:
             self._log.info(self.line(detail))
 
     def line(self, detail: str = "") -> str:
-        """The line as it would be logged now; before the end the rate leaves out the first ones, and the workers' start."""
+        """The line as it would be logged now; before the end its rate leaves out the start of workers."""
         now = time.monotonic()
         seconds, since, before = now - self._start, self._start, self._first
         if self._begun is not None and self._begun[1] < self._done < self._total:

@@ -37,7 +37,7 @@ class Constants:
     """A worker's core merges so many found passages. Measured by --measure, here."""
 
     unit_milliseconds: float = 10.0
-    """Of the driver's CPU for a unit, measured as 9. tests.benchmarks.units_at_scale."""
+    """Of the driver's CPU for a unit, measured as about 10. tests.benchmarks.units_at_scale."""
 
     start_seconds: float = 20.0
     """Of a job's Ray and workers, measured as 15 to 28. tests.benchmarks.ray_cost, tests.benchmarks.cluster_times."""
