@@ -16,6 +16,7 @@ SCRATCH = "RAYEMBED_SCRATCH"
 PARTIAL = ".partial"
 UNFINISHED, FINISHED = "_PARTIAL", "_SUCCESS"
 SHARED = "shared"
+LOCKS = ".locks"
 
 
 @dataclass
@@ -105,6 +106,12 @@ def any_mirror() -> bool:
 def is_mirrored(path: Path | str) -> bool:
     """Whether a path is a copy of what lies on an object store."""
     return mirror_of(Path(path)) is not None
+
+
+def lock_of(path: Path) -> Path | None:
+    """What the command at work in the copy of a run folder holds; None: of a folder in it, a shared cache, no copy."""
+    mirror = mirror_of(path)
+    return mirror.root.parent / LOCKS / "at-work" if mirror and path == mirror.root and not mirror.shared else None
 
 
 def shown(path: Path | str) -> str:

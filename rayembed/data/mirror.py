@@ -29,14 +29,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rayembed.data.copies import FINISHED, PARTIAL, UNFINISHED, Mirror, any_mirror, local_names, mirror_of
+from rayembed.data.copies import FINISHED, LOCKS, PARTIAL, UNFINISHED, Mirror, any_mirror, local_names, mirror_of
 from rayembed.data.object_store import Found, in_parallel
 
 RECORDS = ("job.json", "store.json")  # without which nobody takes a folder for one that can be gone on with
 LOOKED_AT = (".json", ".yaml", ".txt", ".html")  # endings of files that jobs look at to see what is done
 OF_REPORTS = ("metrics.jsonl", "evaluations.jsonl", "per_query.jsonl")
 NOT_LOOKED_AT = ("done", "tries", "audits", "checkpoints", "tensorboard")  # folders of many files
-LOCKS, STRIPES = ".locks", 64
+STRIPES = 64
 MODEL_FILES = ("config.json", "adapter_config.json")
 CACHE = "cache"  # whose unfinished folders may be another run's work
 YOUNG_NS = 10**8  # a file that was here so long before a listing was asked for was sent before; clocks of disks lag
@@ -219,11 +219,12 @@ def count_up(path: Path) -> int:
     return len(mirror.store.list(key, recursive=False)) - 1
 
 
-def refresh(path: Path) -> None:
+def refresh(path: Path, *, alone: bool = True) -> None:
     """Makes a folder of a copy, or all of it, show what the store holds: folders, and small files that jobs look at.
 
     Args:
         path: the run folder, or one in it that is not written as a whole: of a round, of a trial, the cache.
+        alone: whether no other command of this machine is writing there. False: what is here stays as it is.
     """
     mirror = mirror_of(path)
     if mirror is None:
@@ -231,13 +232,14 @@ def refresh(path: Path) -> None:
     asked, key = time.time_ns(), mirror.key(path)
     mirror.begun -= {own for own in mirror.begun if not key or own == key or own.startswith(f"{key}/")}
     found = local_names(path, key, mirror.store.list(key))
-    for root in (path, path.with_name(path.name + PARTIAL)):
+    for root in (path, path.with_name(path.name + PARTIAL)) if alone else ():
         mirror.forget(root)
         emptied = _tidy(mirror, root, found, asked)
         _remove_empty(mirror, root, {folder for file in found for folder in file.parents}, emptied)
     for folder in {file.parent for file in found}:
         folder.mkdir(parents=True, exist_ok=True)
-    _fetch_all(mirror, {file: own for file, own in found.items() if _looked_at(file.relative_to(mirror.root.parent))})
+    looked_at = [file for file in found if _looked_at(file.relative_to(mirror.root.parent))]
+    _fetch_all(mirror, {file: found[file] for file in looked_at if alone or not file.exists()})
 
 
 def tidy(folder: Path) -> None:
@@ -258,9 +260,11 @@ def _tidy(mirror: Mirror, folder: Path, found: Mapping[Path, Found], asked: int,
         asked: when it was listed, ns.
         at_work: others may be writing unfinished folders in it, as they may in every cache.
     """
-    emptied = set[Path]()
+    emptied, by_key = set[Path](), {mirror.key(file): own for file, own in found.items()}
     for file in _walk(folder):
         own = found.get(file)
+        if own is None and _in_cache(mirror, file.parent):  # its folder may have got its final name after the listing
+            own = by_key.get(mirror.key(file))
         if own is not None and mirror.same(file, own):
             mirror.note(file)
             continue
@@ -388,6 +392,6 @@ def _remove_empty(mirror: Mirror, root: Path, kept: set[Path], emptied: set[Path
 
 
 def _looked_at(path: Path) -> bool:
-    if any(part in NOT_LOOKED_AT for part in path.parts[:-1]) or path.name.endswith(".ids.json"):
+    if any(part in NOT_LOOKED_AT for part in path.parts[1:-1]) or path.name.endswith(".ids.json"):
         return False
     return path.suffix in LOOKED_AT or path.name in OF_REPORTS

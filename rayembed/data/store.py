@@ -7,6 +7,7 @@ of 16 bytes a row (a 64-bit hash and a row number, sorted by the hash), memory-m
 import hashlib
 import json
 import shutil
+import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from rayembed.data.copies import shown
+from rayembed.data.locks import give_back, take
 from rayembed.data.mirror import here
 from rayembed.data.storage import publish_folder, working_folder, write_atomic
 
@@ -184,6 +187,9 @@ class StoreWriter:
         self._hashes = array("Q") if schema.names[0] == "id" else None
         self._sha = hashlib.sha256(",".join(schema.names).encode())
         self._part_sha = hashlib.sha256()
+        lock = folder.parent / ".locks" / folder.name  # experiments with one cache may want the same store at once
+        take(lock, waiting=f"{shown(folder)} is being written by another command; waiting for it")
+        self._give_back = weakref.finalize(self, give_back, lock)
         shutil.rmtree(self.working, ignore_errors=True)
         self.working.mkdir(parents=True)
 
@@ -202,7 +208,7 @@ class StoreWriter:
         """Write what is left, and give the folder its final name.
 
         Raises:
-            FileExistsError: the folder is there already.
+            FileExistsError: the folder is there already, with other rows.
         """
         if self._rows:
             self._write_part()
@@ -215,7 +221,11 @@ class StoreWriter:
         parts = [{"name": p.name, "rows": p.num_rows, "fingerprint": p.fingerprint} for p in self._parts]
         value = {"fingerprint": self._sha.hexdigest()[:16], "parts": parts}
         write_atomic(self.working / "store.json", json.dumps(value, indent=1).encode())
-        publish_folder(self.folder)
+        if (self.folder / "store.json").exists() and Store.open(self.folder).fingerprint == value["fingerprint"]:
+            shutil.rmtree(self.working)  # the command that this one waited for was quicker
+        else:
+            publish_folder(self.folder)
+        self._give_back()
         return Store.open(self.folder)
 
     def _write_part(self) -> None:

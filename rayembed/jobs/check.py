@@ -31,7 +31,7 @@ from rayembed.jobs.inputs import check_rows, planned_batches
 from rayembed.jobs.mine import check_window
 from rayembed.jobs.passed_through import in_words, passed_through
 from rayembed.jobs.rerank import base_of, check_rerankers, check_retriever
-from rayembed.jobs.run_folder import in_run_folder
+from rayembed.jobs.run_folder import beside_run_folder, in_run_folder
 from rayembed.jobs.teacher import check_teacher
 from rayembed.jobs.tokenize import longest_texts
 from rayembed.jobs.train import check_model
@@ -146,7 +146,7 @@ def _limits(experiment: Experiment) -> dict[str, int]:
     return limits
 
 
-@in_run_folder
+@beside_run_folder
 def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do."""
     sources = [*experiment.data.train, *experiment.data.corpus, *filter(None, [experiment.data.evaluation])]

@@ -26,7 +26,7 @@ from rayembed.data.prepare import Prepared, prepare
 from rayembed.data.storage import save_npy, whole_file, write_atomic
 from rayembed.data.store import Store
 from rayembed.jobs.folders import Reads, state, written_once
-from rayembed.jobs.run_folder import in_run_folder
+from rayembed.jobs.run_folder import beside_run_folder, in_run_folder
 from rayembed.jobs.session import ray_session
 from rayembed.jobs.units import Unit, Work, run_units
 from rayembed.jobs.vector_files import Vectors, part_name, rows_of_parts
@@ -75,7 +75,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     return written_once(final, reads, write, overwrite=overwrite, experiment=experiment, layout=layout)
 
 
-@in_run_folder
+@beside_run_folder
 def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do."""
     prepared = _data(experiment)

@@ -20,7 +20,7 @@ from rayembed.jobs.evaluate_tasks import Task, evaluate_tasks, memory, read_task
 from rayembed.jobs.folders import Reads, state, written_once
 from rayembed.jobs.inputs import NotYetError
 from rayembed.jobs.rerank import base_of, check_rerankers, check_retriever, retriever
-from rayembed.jobs.run_folder import in_run_folder
+from rayembed.jobs.run_folder import beside_run_folder, in_run_folder
 from rayembed.jobs.session import ray_session
 from rayembed.jobs.vectors import encoding_reads
 from rayembed.models.pairs import trained_reading
@@ -69,7 +69,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     return written
 
 
-@in_run_folder
+@beside_run_folder
 def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do."""
     config, data = _section(experiment), _data(experiment)

@@ -22,7 +22,7 @@ from rayembed.data.mirror import all_here, folder_here
 from rayembed.data.prompts import passage_text, query_text
 from rayembed.data.storage import write_atomic
 from rayembed.jobs.folders import RECORD, written_once
-from rayembed.jobs.run_folder import in_run_folder
+from rayembed.jobs.run_folder import beside_run_folder, in_run_folder
 from rayembed.models.encoding import DTYPES
 from rayembed.models.export import max_seq_length, prompt_suffix, prompts
 from rayembed.models.families import FAMILIES
@@ -78,7 +78,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     return model
 
 
-@in_run_folder
+@beside_run_folder
 def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do."""
     config = experiment.export or ExportConfig()

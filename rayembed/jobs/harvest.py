@@ -15,7 +15,7 @@ from rayembed.config.wording import counted
 from rayembed.data.copies import shown
 from rayembed.data.docstrings import STATS_FILE, fingerprint, harvest
 from rayembed.jobs.folders import ChangedError
-from rayembed.jobs.run_folder import in_run_folder
+from rayembed.jobs.run_folder import beside_run_folder, in_run_folder
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     return folder
 
 
-@in_run_folder
+@beside_run_folder
 def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would read and write, and what lies there already; reads no source file."""
     config = _section(experiment)

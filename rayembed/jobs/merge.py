@@ -12,7 +12,7 @@ from typing import Any
 from rayembed.config import Experiment
 from rayembed.config.jobs import MergeConfig
 from rayembed.jobs.folders import RECORD, Reads, state, written_once
-from rayembed.jobs.run_folder import in_run_folder
+from rayembed.jobs.run_folder import beside_run_folder, in_run_folder
 from rayembed.models.adapters import check_folders, merge_folders
 from rayembed.models.export import max_seq_length
 from rayembed.models.loading import load_config, pooling_of, weights_fingerprint
@@ -51,7 +51,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     return written
 
 
-@in_run_folder
+@beside_run_folder
 def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do."""
     config = _section(experiment)

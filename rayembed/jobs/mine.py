@@ -29,7 +29,7 @@ from rayembed.jobs.passed_through import in_words, passed_through, retrieval_row
 from rayembed.jobs.pools import Mining, absent_positives, make_pools, window
 from rayembed.jobs.ranking import search_shards
 from rayembed.jobs.recall import measure_recall
-from rayembed.jobs.run_folder import in_run_folder
+from rayembed.jobs.run_folder import beside_run_folder, in_run_folder
 from rayembed.jobs.session import check_gpus, ray_session
 from rayembed.jobs.teacher import check_teacher, teacher_reads
 from rayembed.jobs.vector_files import Vectors
@@ -97,7 +97,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     return written_once(final, depends_on, write, overwrite=overwrite, experiment=experiment, layout=layout)
 
 
-@in_run_folder
+@beside_run_folder
 def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do."""
     config = _section(experiment)

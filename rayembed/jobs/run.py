@@ -17,7 +17,7 @@ from rayembed.jobs import check, evaluate, export, harvest, mine, score, train, 
 from rayembed.jobs.folders import ChangedError
 from rayembed.jobs.inputs import NotYetError
 from rayembed.jobs.rounds import FOLDER, Round, rounds_of
-from rayembed.jobs.run_folder import as_asked, in_run_folder
+from rayembed.jobs.run_folder import as_asked, beside_run_folder, in_run_folder
 from rayembed.jobs.session import shared_session
 from rayembed.jobs.tune_results import best_experiment, best_of
 from rayembed.jobs.tune_sweep import best_so_far, sweep
@@ -73,7 +73,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     return out
 
 
-@in_run_folder
+@beside_run_folder
 def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """The plan of every job; of one whose input is not there yet, what is missing.
 

@@ -30,7 +30,7 @@ from rayembed.jobs.passed_through import (
     with_others,
     write_lines,
 )
-from rayembed.jobs.run_folder import in_run_folder
+from rayembed.jobs.run_folder import beside_run_folder, in_run_folder
 from rayembed.jobs.score_stats import added, distribution, summary, warnings
 from rayembed.jobs.session import ray_session
 from rayembed.jobs.teacher import check_teacher, kind_of_teacher, teacher_reads, teacher_section, teacher_wording
@@ -84,7 +84,7 @@ def run(experiment: Experiment, *, overwrite: bool = False, rows: Store | None =
     return written_once(final, depends_on, write, overwrite=overwrite, experiment=experiment, layout=data.rows.layout)
 
 
-@in_run_folder
+@beside_run_folder
 def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do."""
     config = teacher_section(experiment)

@@ -26,7 +26,7 @@ from rayembed.data.storage import expand, identity, stamp, write_atomic
 from rayembed.data.store import Row
 from rayembed.jobs.folders import Reads, state, written_once
 from rayembed.jobs.passed_through import row_line
-from rayembed.jobs.run_folder import in_run_folder
+from rayembed.jobs.run_folder import beside_run_folder, in_run_folder
 from rayembed.models.loading import tokenizer_fingerprint
 from rayembed.models.trained import build_tokenizer
 from rayembed.tracking.progress import Progress
@@ -59,7 +59,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     return written_once(final, _reads(experiment, sources), write, overwrite=overwrite, experiment=experiment)
 
 
-@in_run_folder
+@beside_run_folder
 def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do."""
     sources, total = _sources(experiment)

@@ -2,9 +2,7 @@
 
 import logging
 import os
-import re
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +25,24 @@ from rayembed.jobs.as_trial import AsTrial
 from rayembed.jobs.checkpoints import Checkpoints, best_in_words, kept, remove_uncounted
 from rayembed.jobs.connection import signals_kept
 from rayembed.jobs.dev_split import (
-    OF_EVALUATIONS,
     DevSplit,
     dev_split,
-    evaluations_read,
     notes,
     plan_in_words,
     told_workers,
 )
-from rayembed.jobs.folders import Reads, state, written_once
+from rayembed.jobs.folders import state, written_once
 from rayembed.jobs.inputs import check_rows, coming_rows, not_done, planned_batches, planned_rows, training_rows
 from rayembed.jobs.process_group import ProcessGroup
-from rayembed.jobs.run_folder import in_run_folder
+from rayembed.jobs.run_folder import beside_run_folder, in_run_folder
 from rayembed.jobs.session import log_from_worker, ray_session
 from rayembed.jobs.shipping import received, shipped
 from rayembed.jobs.tokenize import Tokenized, tokenize_rows
+from rayembed.jobs.train_reads import on_other_workers, train_section, training_reads
 from rayembed.jobs.trained_copy import COPIES, leave, received_settings, sending_before, storage, telling_after
 from rayembed.models.adapters import check_adapter
 from rayembed.models.guide import check_guide
-from rayembed.models.loading import architecture, check_checkpointing, load_config, pooling_of, weights_fingerprint
+from rayembed.models.loading import architecture, check_checkpointing, load_config
 from rayembed.models.pairs import pair_layout, trained_reading
 from rayembed.models.probe import reranker_section
 from rayembed.models.rerankers import check_classifier, check_pair_length
@@ -56,11 +53,6 @@ from rayembed.training.objective import negatives_per_query
 from rayembed.training.optimizers import check_optimizer
 
 logger = logging.getLogger(__name__)
-OF_BATCHES = (  # settings of section data that decide what is in a batch
-    *("train_group_size", "query_max_len", "passage_max_len", "pad_to_multiple_of", "shuffle_ratio", "datasets"),
-    *("same_dataset_within_batch", "mixing", "mixing_temperature", "no_duplicates_within_batch", "length_grouping"),
-    "batch_size_by_length",
-)
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 RAY_TRAIN: Any = ray.train  # Ray shows type checkers the ScalingConfig and RunConfig of its version 1
 
@@ -85,7 +77,7 @@ def run(experiment: Experiment, *, overwrite: bool = False, trial: AsTrial | Non
         ValueError: rows, settings or the folder do not fit.
         TrainingError: a worker failed more than ray.max_failures times.
     """
-    _section(experiment)
+    train_section(experiment)
     rows = training_rows(experiment, after=("score", "mine"))[0] if trial is None else trial.rows
     check_rows(experiment, rows)
     check_model(experiment)
@@ -101,14 +93,14 @@ def run(experiment: Experiment, *, overwrite: bool = False, trial: AsTrial | Non
     if final.exists() and not (final.parent / "model").is_dir():
         mirror.reopen(final)
         final.rename(working_folder(final))  # the model was removed: its last steps are done again from a checkpoint
-    depends_on, advice = _reads(experiment, rows, dev), _on_other_workers
+    depends_on, advice = training_reads(experiment, rows, dev), on_other_workers
     return written_once(final, depends_on, write, overwrite=overwrite, experiment=experiment, advice=advice)
 
 
-@in_run_folder
+@beside_run_folder
 def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do."""
-    config = _section(experiment)
+    config = train_section(experiment)
     final, before = Path(experiment.output_dir) / "train", ("score", "mine")
     rows, source = planned_rows(experiment, after=before)
     check_rows(experiment, rows, coming=tuple(job for job in before if not_done(experiment, job)))
@@ -124,8 +116,8 @@ def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     )
     numbers = sorted({negatives_per_query(experiment, dataset) for dataset in datasets.items})
     negatives = " or ".join(counted(number, "negative") for number in numbers)
-    coming, advice = coming_rows(experiment, after=before), _on_other_workers
-    where = state(final, _reads(experiment, rows, dev), overwrite=overwrite, coming=coming, advice=advice)
+    coming, advice = coming_rows(experiment, after=before), on_other_workers
+    where = state(final, training_reads(experiment, rows, dev), overwrite=overwrite, coming=coming, advice=advice)
     steps = total // config.gradient_accumulation_steps
     evaluated = "" if dev is None else f"; {plan_in_words(experiment, dev, steps)}"
     cached = " (grad_cache: one chunk of a batch at a time)" if config.grad_cache else ""
@@ -156,7 +148,7 @@ def check_model(experiment: Experiment) -> None:
         check_pair_length(config, config.kind, lengths, reading=trained_reading(experiment))
         if config.kind == "reranker":
             check_classifier(config.model, trust_remote_code=config.trust_remote_code)
-    dims, remote = _section(experiment).mrl_dims, experiment.model.trust_remote_code
+    dims, remote = train_section(experiment).mrl_dims, experiment.model.trust_remote_code
     if dims:
         width = int(load_config(experiment.model.name_or_path, trust_remote_code=remote).hidden_size)
         if max(dims) > width:
@@ -164,7 +156,7 @@ def check_model(experiment: Experiment) -> None:
 
 
 def _check_engine(experiment: Experiment) -> None:
-    config, resources = _section(experiment), experiment.ray
+    config, resources = train_section(experiment), experiment.ray
     settings = deepspeed_settings(experiment)
     zero = settings["zero_optimization"]
     check_compile(config, zero["stage"])
@@ -183,7 +175,7 @@ def _check_engine(experiment: Experiment) -> None:
 
 
 def _check_architecture(experiment: Experiment) -> None:
-    config, lora = _section(experiment), experiment.lora
+    config, lora = train_section(experiment), experiment.lora
     if lora is None and not config.gradient_checkpointing:
         return
     backbone = architecture(experiment.model)
@@ -198,87 +190,11 @@ def _check_architecture(experiment: Experiment) -> None:
             )
 
 
-def _section(experiment: Experiment) -> TrainConfig:
-    if experiment.train is None:
-        raise ValueError("the experiment has no section train; add one (train: {} takes every default)")
-    return experiment.train
-
-
-def _reads(experiment: Experiment, rows: Store, dev: DevSplit | None = None) -> Reads:
-    config = _section(experiment)
-    saving = {"save_steps", "save_minutes", "save_total_limit", "save_best"}
-    not_the_result = {*saving, *OF_EVALUATIONS, "tokens_per_chunk", "logging_steps", "deepspeed", *_OF_A_WORKER}
-    data, settings = asdict(experiment.data), deepspeed_settings(experiment)
-    return {
-        "rows": rows.fingerprint,
-        "weights": weights_fingerprint(experiment.model.name_or_path),
-        "model": {**asdict(experiment.model), "pooling": pooling_of(experiment.model), "name_or_path": None},
-        "data": {key: data[key] for key in OF_BATCHES},
-        "train": {key: value for key, value in asdict(config).items() if key not in not_the_result},
-        "deepspeed": {key: value for key, value in settings.items() if key not in _OF_A_WORKER},
-        **_adapters_and_guide(experiment),
-        **_sections(experiment),
-        **_of_workers(experiment),
-        **({} if dev is None else evaluations_read(experiment, dev)),
-        "seed": experiment.seed,
-    }
-
-
-_OF_A_WORKER = {"per_device_train_batch_size", "global_batch_size", "train_micro_batch_size_per_gpu"}
-
-
-def _of_workers(experiment: Experiment) -> Reads:
-    """What the number of workers changes: nothing, where it leaves batches and their negatives as they are."""
-    config, data = _section(experiment), experiment.data
-    found: Reads = {"global_batch_size": experiment.global_batch_size()}
-    if experiment.ray.elastic:
-        return found
-    own_sizes = bool(data.batch_size_by_length) or any(entry.batch_size is not None for entry in data.datasets)
-    half = config.per_device_train_batch_size % 2 == 1  # symmetric types have half of a worker's batch, rounded
-    alone = config.no_in_batch_neg or experiment.trains_reranker()  # no query is compared with another worker's
-    across = config.negatives_cross_device or alone
-    if not across or (config.global_batch_size is None and (own_sizes or half)):
-        found["num_workers"] = experiment.ray.most_workers
-    return found
-
-
-def _on_other_workers(message: str) -> str:
-    """What to set to go on with another number of workers, where that is what was refused."""
-    size = re.search(r"^ *global_batch_size: was (\d+), is \d+", message, re.MULTILINE)
-    if size is not None:
-        return f". To go on with another ray.num_workers, keep the batches: set train.global_batch_size to {size[1]}"
-    if re.search(r"^ *num_workers: was", message, re.MULTILINE) is not None:
-        return (
-            ". A run goes on with another ray.num_workers where train.negatives_cross_device is true and batch sizes "
-            "are those of all workers (train.global_batch_size is set)"
-        )
-    return ""
-
-
-def _sections(experiment: Experiment) -> Reads:
-    """Sections of the family as they are in force: a default that is written out changes nothing."""
-    found = {name: asdict(section) for name, section in experiment.family_sections().items()}
-    if "icl" in found:
-        del found["icl"]["examples_for_task"]  # of mining and evaluation
-    return found
-
-
-def _adapters_and_guide(experiment: Experiment) -> Reads:
-    """Contents of what is read beside the model."""
-    lora, guide = experiment.lora, _section(experiment).guide_model
-    folders = [*lora.raw_peft, *filter(None, [lora.from_peft])] if lora is not None else []
-    found = {
-        "adapters": [weights_fingerprint(folder) for folder in folders],
-        "guide": guide and weights_fingerprint(guide),
-    }
-    return {name: value for name, value in found.items() if value}
-
-
 def _fit(
     experiment: Experiment, tokens: Tokenized, rows: Store, folder: Path, dev: DevSplit | None, trial: AsTrial | None
 ) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # Ray Train polls its workers every 2 s otherwise
-    config, resources = _section(experiment), experiment.ray
+    config, resources = train_section(experiment), experiment.ray
     sooner = resources.elastic and START_TIMEOUT not in os.environ
     if sooner:  # so long Ray waits for a worker that was lost before it goes on with those that are left
         os.environ[START_TIMEOUT] = "10"
@@ -368,7 +284,7 @@ def _worker(settings: dict[str, Any]) -> None:
     checkpoints = Checkpoints(
         train_folder / "checkpoints",
         timeout_s=experiment.ray.timeout_s,
-        metric=_kept_by(_section(experiment)),
+        metric=_kept_by(train_section(experiment)),
         resumed_from=None if checkpoint is None else Path(checkpoint.path).name,
     )
     worker = Worker(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rayembed.data import mirror
-from rayembed.data.copies import as_here, is_mirrored, place_of
+from rayembed.data.copies import as_here, is_mirrored, place_of, shown
 from rayembed.models.trained import ADAPTER
 from rayembed.tracking.metrics import EVALUATIONS
 
@@ -70,6 +70,8 @@ def telling_after(tell: Callable[[dict[str, float]], None], folder: Path, *, ran
 def leave(train_folder: Path, model_folder: Path, *, rank: int) -> None:
     """Sends what worker 0 has written by the end of the training."""
     if rank == 0 and is_mirrored(train_folder):
+        if not model_folder.is_dir():
+            raise FileNotFoundError(f"{shown(model_folder)} was removed on this machine before it was sent; run again")
         mirror.send_folder(train_folder, but=[CHECKPOINTS])
         for folder in (model_folder.with_name(ADAPTER), model_folder):
             if folder.is_dir():

@@ -17,7 +17,7 @@ from rayembed.jobs import estimates, evaluate, export, mine, score, train
 from rayembed.jobs.connection import Resources
 from rayembed.jobs.dev_split import DevSplit, dev_split
 from rayembed.jobs.inputs import check_rows, not_done, planned_rows
-from rayembed.jobs.run_folder import in_run_folder
+from rayembed.jobs.run_folder import beside_run_folder, in_run_folder
 from rayembed.jobs.session import shared_session
 from rayembed.jobs.tune_prepare import eval_steps_of, total_steps, trial_experiment
 from rayembed.jobs.tune_ray import trials_at_once
@@ -60,7 +60,7 @@ def run(experiment: Experiment, *, overwrite: bool = False) -> Path:
     return out / FOLDER
 
 
-@in_run_folder
+@beside_run_folder
 def plan(experiment: Experiment, *, overwrite: bool = False) -> str:
     """What `run` would do: trials, how many at a time on this machine, steps, about how long."""
     check_space(experiment)

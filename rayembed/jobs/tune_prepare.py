@@ -17,7 +17,7 @@ from rayembed.data.datasets import read_datasets
 from rayembed.data.plan import total_batches
 from rayembed.data.store import Store
 from rayembed.jobs import mine, score
-from rayembed.jobs.dev_split import dev_split
+from rayembed.jobs.dev_split import DevSplit, dev_split
 from rayembed.jobs.folders import changes, state
 from rayembed.jobs.inputs import check_rows, coming_rows, planned_batches, training_rows
 from rayembed.jobs.tokenize import tokenize_rows
@@ -59,13 +59,16 @@ def trial_experiment(experiment: Experiment, tune_folder: Path, trial: Trial, *,
     return replace(own, output_dir=folder, cache_dir=experiment.cache(), train=train, **others)  # type: ignore[arg-type]
 
 
-def check_dev_split(experiment: Experiment) -> None:
-    """Refuses a dev split on which the experiment as it is could not be evaluated, before any trial is begun.
+def compared_on(experiment: Experiment) -> DevSplit:
+    """The dev split that the experiment as it is, trial 0, is evaluated on.
 
     Raises:
         ValueError: as of dev_split.
     """
-    dev_split(trial_experiment(experiment, Path(experiment.output_dir), Trial(0, {}, baseline=True), eval_steps=1))
+    as_it_is = Trial(0, {}, baseline=True)
+    found = dev_split(trial_experiment(experiment, Path(experiment.output_dir), as_it_is, eval_steps=1))
+    assert found is not None
+    return found
 
 
 def prepare_shared(experiment: Experiment, *, overwrite: bool = False) -> None:
@@ -109,7 +112,7 @@ def prepare_trial(experiment: Experiment, tune_folder: Path, trial: Trial) -> Pr
         RuntimeError: its rows could not be mined or scored.
     """
     own = trial_experiment(experiment, tune_folder, trial, eval_steps=1)
-    rows = _rows(experiment, own, trial.changed)
+    rows = _rows(experiment, own)
     check_rows(own, rows)
     check_model(own)
     steps = total_steps(own, rows)
@@ -139,26 +142,19 @@ def eval_steps_of(experiment: Experiment, steps: int) -> int:
     return experiment.train.eval_steps or math.ceil(steps / EVALUATIONS)
 
 
-def only_of_training(point: Point) -> bool:
-    """Whether a point leaves rows, texts and model as they are."""
-    return all(key.startswith("train.") for key in point)
-
-
-def _rows(experiment: Experiment, own: Experiment, point: Point) -> Store:
+def _rows(experiment: Experiment, own: Experiment) -> Store:
     """The rows of a trial: what the experiment's jobs wrote, where the trial's own would write the same."""
-    out, of_training = Path(experiment.output_dir), only_of_training(point)
+    out = Path(experiment.output_dir)
     mined_in = own.output_dir
     if own.mine is not None:
-        there = (out / "mine").is_dir()
-        if there and (of_training or not changes(out / "mine", mine.reads(own))):
+        if (out / "mine").is_dir() and not changes(out / "mine", mine.reads(own)):
             mined_in = experiment.output_dir
         else:
             mine.run(own)
     rows, _ = training_rows(replace(own, output_dir=mined_in, score=None), after=("mine",))
     if own.score is None:
         return rows
-    there = (out / "score").is_dir()
-    if there and (of_training or not changes(out / "score", score.reads(own, rows))):
+    if (out / "score").is_dir() and not changes(out / "score", score.reads(own, rows)):
         return training_rows(replace(own, output_dir=experiment.output_dir), after=("score",))[0]
     score.run(own, rows=rows)
     return training_rows(own, after=("score",))[0]

@@ -35,7 +35,7 @@ from rayembed.jobs.as_trial import AsTrial
 from rayembed.jobs.connection import ADDRESS, Resources, alive_nodes, resources_of_nodes, workers_with_room
 from rayembed.jobs.session import log_from_worker
 from rayembed.jobs.tune_prepare import Prepared, trial_experiment
-from rayembed.jobs.tune_trials import Failure, Trial, forget_failure, note_failure, read_trial, trial_folder
+from rayembed.jobs.tune_trials import Failure, Trial, forget_failure, is_refused, note_failure, read_trial, trial_folder
 
 logger = logging.getLogger(__name__)
 EVALUATION, OF = "evaluation", "evaluations"  # in what is told to Tune: the number of this one, and of all
@@ -241,10 +241,10 @@ def train_trial(
     try:
         train.run(own, trial=AsTrial(name, Store.open(Path(config["rows"])), (reports,)))
     except (ValueError, OSError, RuntimeError) as error:
-        hopeless = isinstance(error, ValueError) or any(kind in str(error) for kind in HOPELESS)
-        note_failure(folder, Failure(public_text(str(error)), again=not hopeless))
+        hopeless = is_refused(error) or any(kind in str(error) for kind in HOPELESS)
+        note_failure(folder, Failure(str(error), again=not hopeless))
         if not hopeless:
-            raise
+            raise RuntimeError(public_text(str(error))) from None  # Tune logs it
 
 
 def _name_this_ray() -> None:

@@ -15,18 +15,29 @@ from rayembed.config.tune import NUM_SAMPLES
 from rayembed.config.uris import without_keys_within
 from rayembed.data import mirror
 from rayembed.data.copies import shown
-from rayembed.data.storage import working_folder, write_changed
+from rayembed.data.storage import fingerprint, working_folder, write_changed
 from rayembed.jobs import mine
 from rayembed.jobs.folders import RECORD, ChangedError, Reads, changes
 from rayembed.jobs.inputs import training_rows
 from rayembed.jobs.run_folder import as_asked
 from rayembed.jobs.session import ray_session
 from rayembed.jobs.teacher import teacher_reads
-from rayembed.jobs.tune_prepare import Prepared, check_dev_split, check_shared, prepare_shared, prepare_trial
+from rayembed.jobs.train_reads import read_beside
+from rayembed.jobs.tune_prepare import Prepared, check_shared, compared_on, prepare_shared, prepare_trial
 from rayembed.jobs.tune_ray import run_trials
 from rayembed.jobs.tune_results import best_experiment, best_of, table_in_words, write_results
 from rayembed.jobs.tune_search import next_point
-from rayembed.jobs.tune_trials import Failure, Trial, begin, end, known_trials, name_of, note_failure, trial_folder
+from rayembed.jobs.tune_trials import (
+    Failure,
+    Trial,
+    begin,
+    end,
+    is_refused,
+    known_trials,
+    name_of,
+    note_failure,
+    trial_folder,
+)
 from rayembed.models.loading import weights_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -35,6 +46,7 @@ MOST_COUNTED = 100_000
 NOT_THE_RESULT = {  # of section train: what a trial's figure does not depend on
     *("save_steps", "save_minutes", "save_total_limit", "save_best", "logging_steps", "tokens_per_chunk"),
     *("per_device_train_batch_size", "global_batch_size", "metric_for_best_model", "load_best_model_at_end"),
+    "deepspeed",  # a file: told by what is in it
 }
 FILES = ("train", "corpus", "evaluation")  # of section data: told by what is in them
 
@@ -57,8 +69,6 @@ def sweep(experiment: Experiment, *, overwrite: bool = False) -> list[Trial]:
     """
     check_space(experiment)
     folder = Path(experiment.output_dir) / FOLDER
-    if overwrite or not (folder / RECORD).is_file():
-        check_dev_split(experiment)
     _claim(experiment, folder, overwrite=overwrite)
     course = Course(experiment, folder)
     if course.is_done():
@@ -116,8 +126,8 @@ class Course:
             try:
                 return prepare_trial(self._experiment, self._folder, trial)
             except (ValueError, OSError, RuntimeError) as error:
-                lost = not isinstance(error, ValueError)
-                note_failure(trial_folder(self._folder, trial.name), Failure(str(error), again=lost))
+                failure = Failure(str(error), again=not is_refused(error))
+                note_failure(trial_folder(self._folder, trial.name), failure)
                 self.ended(trial, 0.0, False)
         return None
 
@@ -227,16 +237,22 @@ def _reads(experiment: Experiment) -> Reads:
     config, train, data = section_of(experiment), experiment.train, asdict(experiment.data)
     assert train is not None
     rows, _ = training_rows(experiment, after=())
+    dev = compared_on(experiment)
     found: Reads = {
         "metric": config.metric,
         "space": config.space,
         "seed": experiment.seed,
         "rows": rows.fingerprint,
+        "dev": {
+            "queries": dev.evaluation.queries.fingerprint,
+            "passages": dev.evaluation.corpus.fingerprint,
+            "judgements": fingerprint(dev.judgements),
+        },
         "weights": weights_fingerprint(experiment.model.name_or_path),
         "model": {**asdict(experiment.model), "name_or_path": None},
         "data": {key: value for key, value in data.items() if key not in FILES},
         "train": {key: value for key, value in asdict(train).items() if key not in NOT_THE_RESULT},
-        "global_batch_size": experiment.global_batch_size(),
+        **read_beside(experiment),
         "encode": [experiment.max_len(side) for side in ("query", "passage")],
         **{name: asdict(section) for name, section in experiment.family_sections().items()},
     }

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rayembed.config.space import Point
+from rayembed.config.uris import public_text
 from rayembed.data import mirror
 from rayembed.data.storage import fingerprint, working_folder, write_atomic, write_changed
+from rayembed.jobs.folders import ChangedError
 
 FOLDER = "trials"
 TRIAL, RESULT, FAILURE = "trial.json", "result.json", "failure.json"
@@ -89,6 +91,11 @@ def trial_folder(tune_folder: Path, name: str) -> Path:
     return tune_folder / FOLDER / name
 
 
+def is_refused(error: Exception) -> bool:
+    """Whether a trial's own settings are refused; what was changed since it began can be set back."""
+    return isinstance(error, ValueError) and not isinstance(error, ChangedError)
+
+
 def known_trials(tune_folder: Path) -> list[Trial]:
     """All trials that were ever begun, by their numbers."""
     return sorted(
@@ -121,7 +128,8 @@ def forget_failure(folder: Path) -> None:
 
 def note_failure(folder: Path, failure: Failure) -> None:
     """Leaves a word of why, for the process that ends the trial; of one that is lost there is none."""
-    write_atomic(folder / FAILURE, json.dumps(asdict(failure)).encode())
+    own = replace(failure, error=public_text(failure.error))
+    write_atomic(folder / FAILURE, json.dumps(asdict(own)).encode())
 
 
 def end(tune_folder: Path, trial: Trial, *, metric: str, seconds: float, lost: bool = False) -> Trial:

@@ -1,8 +1,15 @@
 """Copies of a run folder on machines that work at the same time: each sees what the others did."""
 
 import time
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 from rayembed.data import copies, mirror, storage
+from rayembed.data.object_store import Found
+from rayembed.data.store import PASSAGES, StoreWriter
+from tests.data import machines as made
 from tests.data.machines import URI, Machines
 
 
@@ -71,3 +78,41 @@ def test_a_folder_that_another_machine_removed_is_marked_as_unfinished_again(mac
         mirror.refresh(root)
     storage.write_atomic(root / "rows.partial" / "third.json", b"{}")
     assert sorted(machines.there()) == ["rows/_PARTIAL", "rows/third.json"]
+
+
+def test_a_store_that_is_published_while_another_process_brings_the_cache_up_to_date_stays_whole(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = machines.use("a")
+    writer = StoreWriter(root / "cache" / "rows", PASSAGES, 2)
+    for row in range(5):
+        writer.add({"id": str(row), "text": "t"})
+    storage.write_atomic(writer.working / "report.json", b"{}")
+    time.sleep(0.3)
+    own, driver = mirror.local_names, copies._MIRRORS
+
+    def publish_after_the_listing(*told: Any) -> dict[Path, Found]:  # noqa: ANN401
+        found = own(*told)
+        trial = copies._MIRRORS
+        monkeypatch.setattr(mirror, "local_names", own)
+        monkeypatch.setattr(copies, "_MIRRORS", driver)
+        writer.finish()
+        monkeypatch.setattr(copies, "_MIRRORS", trial)
+        return found
+
+    with machines.away("a"):
+        cache = copies.local(URI) / "cache"
+        monkeypatch.setattr(mirror, "local_names", publish_after_the_listing)
+        mirror.refresh(cache)
+    monkeypatch.setattr(copies, "_MIRRORS", driver)
+    assert {"report.json", "store.json", "part-00000.arrow"} <= {path.name for path in (cache / "rows").iterdir()}
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "done"])
+def test_a_run_folder_may_be_named_as_folders_that_are_not_looked_at(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(made, "URI", f"s3://bucket/{name}")
+    root = machines.use("a")
+    storage.write_atomic(root / "mine.partial" / "job.json", b"{}")
+    assert (machines.use("b") / "mine.partial" / "job.json").exists()

@@ -16,6 +16,7 @@ from rayembed.config import Experiment
 from rayembed.jobs import train
 from rayembed.jobs.folders import LAYOUT, RECORD
 from rayembed.jobs.inputs import training_rows
+from rayembed.jobs.train_reads import training_reads
 from tests.jobs.cluster import cluster
 from tests.jobs.conftest import TRAIN, Command, MakeExperiment, StartCommand
 from tests.jobs.test_train import largest_difference, weights
@@ -46,7 +47,7 @@ def broken(trained: Experiment, tmp_path_factory: pytest.TempPathFactory) -> tup
     )
     folder = Path(experiment.output_dir) / "train.partial"
     (folder / "checkpoints").mkdir(parents=True)
-    reads = train._reads(experiment, training_rows(experiment, after=())[0])
+    reads = training_reads(experiment, training_rows(experiment, after=())[0])
     (folder / RECORD).write_text(json.dumps({**reads, LAYOUT: []}))
     (folder / "checkpoints" / "step-00000006").write_text("a file where a folder should be")
     with pytest.raises(train.TrainingError) as error:

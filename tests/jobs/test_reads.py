@@ -14,9 +14,10 @@ from rayembed.config.jobs import EvaluateConfig
 from rayembed.config.mine import MineConfig
 from rayembed.config.score import ScoreConfig
 from rayembed.config.train import TrainConfig
-from rayembed.jobs import encode, evaluate, mine, score, train
+from rayembed.jobs import encode, evaluate, mine, score
 from rayembed.jobs.inputs import training_rows
 from rayembed.jobs.rounds import rounds_of
+from rayembed.jobs.train_reads import training_reads
 from tests.jobs.conftest import MakeExperiment
 
 Change = Callable[[Experiment], Experiment]
@@ -32,7 +33,7 @@ def reads(job: str, experiment: Experiment) -> dict[str, Any]:
         return encode._reads(experiment, encode._data(experiment))
     rows, _ = training_rows(experiment, after=())
     if job == "train":
-        return train._reads(experiment, rows)
+        return training_reads(experiment, rows)
     return score.reads(experiment, rows)
 
 

@@ -20,6 +20,7 @@ from rayembed.jobs import train
 from rayembed.jobs.checkpoints import CheckpointError, Checkpoints
 from rayembed.jobs.folders import RECORD, ChangedError
 from rayembed.jobs.inputs import training_rows
+from rayembed.jobs.train_reads import training_reads
 from tests.jobs.conftest import MakeExperiment
 from tests.training.processes import in_workers
 from tests.training.test_engine import experiment as settings_of
@@ -63,7 +64,7 @@ def begun(made: Experiment, **settings: Any) -> Experiment:  # noqa: ANN401 - of
     rows, _ = training_rows(made, after=())
     folder = Path(made.output_dir) / "train.partial"
     folder.mkdir(parents=True)
-    (folder / RECORD).write_text(json.dumps(train._reads(made, rows)))
+    (folder / RECORD).write_text(json.dumps(training_reads(made, rows)))
     return made
 
 

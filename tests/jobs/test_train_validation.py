@@ -26,6 +26,7 @@ from rayembed.jobs.checkpoints import NOT_EVALUATED, SCORE, CheckpointError, Che
 from rayembed.jobs.dev_split import DevSplit, dev_split, notes
 from rayembed.jobs.inputs import training_rows
 from rayembed.jobs.tokenize import tokenize_rows
+from rayembed.jobs.train_reads import training_reads
 from rayembed.models.loading import tokenizer_of
 from rayembed.training.loop import Worker
 from rayembed.training.loop import train as train_here
@@ -313,8 +314,7 @@ def test_the_plan_says_what_is_evaluated_and_held(make: Make) -> None:
 def test_the_record_knows_evaluations_where_the_model_depends_on_them(make: Make) -> None:
     def reads(data: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:  # noqa: ANN401 - of section train
         experiment = make(train=settings, data=data)
-        rows, _ = training_rows(experiment, after=())
-        return train._reads(experiment, rows, dev_split(experiment))
+        return training_reads(experiment, training_rows(experiment, after=())[0], dev_split(experiment))
 
     plain = reads(eval_steps=None)
     assert reads() == reads(eval_queries=5, eval_passages=50) == plain
