@@ -21,7 +21,7 @@ from tests.jobs.conftest import Command, MakeExperiment, StartCommand
 from tests.jobs.small_sweeps import make_sweep, with_dev_split
 from tests.jobs.toy_data import read_lines
 
-pytestmark = [pytest.mark.ray, pytest.mark.long]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -73,20 +73,19 @@ def test_two_trials_beside_each_other_then_nothing_is_left_of_them(
 def test_a_trial_that_does_badly_is_stopped_and_gives_its_place_back(
     local_ray: None, make_experiment: MakeExperiment, data: Path, tmp_path: Path
 ) -> None:
-    """The rate of 10 ruins the model, so that its first evaluation is below all others'."""
+    """The rates of 10 and 12 ruin the model, so that its first evaluation is below those of useful rates."""
     tried: dict[str, Any] = {
         "space": {"train.learning_rate": {"choice": [2e-3, 10.0, 12.0]}},
-        **{"search": "grid", "scheduler": "asha", "reduction_factor": 2, "max_concurrent": 1},
+        **{"search": "grid", "num_samples": None, "scheduler": "asha", "reduction_factor": 2, "max_concurrent": 1},
     }
     experiment = make_sweep(
         make_experiment, tmp_path / "run", data, tune=tried, train={"eval_steps": 20, "max_steps": 400}
     )
     folder = tune.run(experiment)
     found = {trial.values["train.learning_rate"]: trial.result for trial in known_trials(folder)}
-    assert {rate: own.status for rate, own in found.items() if own is not None} == {
-        **{1e-3: "done", 2e-3: "done"},
-        **{10.0: "stopped early", 12.0: "stopped early"},
-    }
+    assert all(own is not None and own.failure is None for own in found.values())
+    ended = {rate: own.status for rate, own in found.items() if own is not None and rate != 2e-3}  # may do either
+    assert ended == {1e-3: "done", 10.0: "stopped early", 12.0: "stopped early"}
     assert all(own is not None and own.evaluations[-1][0] < 400 for rate, own in found.items() if rate > 1)
     wait_until_free()
 
@@ -103,7 +102,7 @@ def worker_of(command: Command) -> psutil.Process | None:
 
 
 def wait_for(command: Command, what: Any) -> None:  # noqa: ANN401 - a question
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while not what():
         assert command.process.poll() is None, command.log.read_text()
         assert time.monotonic() < deadline, command.log.read_text()
