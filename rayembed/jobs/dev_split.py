@@ -102,8 +102,8 @@ def dev_split(experiment: Experiment) -> DevSplit | None:
     path = beir.qrels_path(data.evaluation, data.dev_split)
     if beir.is_beir(data.evaluation) and not exists(path):
         raise ValueError(
-            f"train.eval_steps is {train.eval_steps}, and {public_name(path)} is not there; set data.dev_split to a "
-            "split of data.evaluation that has judgements, or train.eval_steps: null"
+            f"evaluations in training (train.eval_steps, and every sweep) are on {public_name(path)}, which is not "
+            "there; write it, or set data.dev_split to a split of data.evaluation that has judgements"
         )
     prepared = prepare(
         replace(experiment, data=replace(data, evaluation_split=data.dev_split)), rows=False, corpus=False

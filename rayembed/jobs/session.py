@@ -22,7 +22,7 @@ from rayembed.jobs.connection import (
     start_local,
     workers_with_room,
 )
-from rayembed.jobs.shared_paths import check_shared
+from rayembed.jobs.shared_paths import check_shared, warn_of_job_copies
 
 QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -69,6 +69,7 @@ def ray_session(experiment: Experiment) -> Iterator[None]:
             connect(address)
             await_room(config)
             check_shared(experiment)
+            warn_of_job_copies(experiment)
         yield
     finally:
         if not _SHARED.get():

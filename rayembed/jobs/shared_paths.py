@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from rayembed.jobs.shipping import absolute
 logger = logging.getLogger(__name__)
 MODELS = ("score.model", "mine.model", "encode.model", "train.guide_model", "evaluate.retriever")
 PROBE = ".rayembed-probe-"
+JOB_COPIES = "/runtime_resources/working_dir_files/"  # of Ray's session folder
 SEEN_WITHIN_S = 10.0  # a network file system may know a folder's names of some seconds ago
 ANSWER_WITHIN_S = 60.0  # a node that starts a first process on a busy machine
 _known: set[tuple[str, ...]] = set()  # nodes and paths that were found shared
@@ -65,6 +67,23 @@ def written_folders(experiment: Experiment) -> dict[str, str]:
     if local.get("cache_dir", "").startswith(local.get("output_dir", "\0") + os.sep):
         del local["cache_dir"]
     return local
+
+
+@cache
+def _told(setting: str, folder: str) -> None:
+    logger.warning(
+        "%s is %s, in the copy that Ray made of --working-dir for this job: the next job has another, and Ray deletes "
+        "it. To keep and go on with what is written, set %s to a folder elsewhere or on an object store",
+        *(setting, folder, setting),
+    )
+
+
+def warn_of_job_copies(experiment: Experiment) -> None:
+    """Says, once, which folders that are written lie in what Ray unpacked for a submitted job."""
+    for setting, folder in written_folders(experiment).items():
+        path = os.path.abspath(folder)
+        if JOB_COPIES in path:
+            _told(setting, path)
 
 
 def read_paths(experiment: Experiment) -> dict[str, str]:

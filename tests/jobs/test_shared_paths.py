@@ -13,7 +13,14 @@ from rayembed.config.mine import MineConfig
 from rayembed.config.model import ModelConfig
 from rayembed.config.score import ScoreConfig
 from rayembed.jobs import shared_paths
-from rayembed.jobs.shared_paths import NotSharedError, check_shared, read_paths, unseen, written_folders
+from rayembed.jobs.shared_paths import (
+    NotSharedError,
+    check_shared,
+    read_paths,
+    unseen,
+    warn_of_job_copies,
+    written_folders,
+)
 
 NODES = [
     {"NodeID": name, "NodeManagerHostname": name, "NodeManagerAddress": f"10.0.0.{i}"} for i, name in enumerate("bc")
@@ -97,3 +104,15 @@ def test_a_file_that_a_network_file_system_shows_late_is_waited_for(tmp_path: Pa
     late = tmp_path / "late"
     threading.Timer(0.6, late.touch).start()
     assert unseen({"here": str(tmp_path), "late": str(late), "never": str(tmp_path / "never")}, 2) == ["never"]
+
+
+def test_a_run_folder_in_the_copy_that_ray_made_for_a_job_is_told_once(
+    experiment: Experiment, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = tmp_path / "session" / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    warn_of_job_copies(experiment)
+    assert not caplog.messages
+    for _ in range(2):
+        warn_of_job_copies(replace(experiment, output_dir=str(copy / "runs" / "x")))
+    (message,) = caplog.messages
+    assert message.startswith(f"output_dir is {copy / 'runs' / 'x'}, in the copy that Ray made of --working-dir")

@@ -252,7 +252,7 @@ def test_tokens_are_of_the_texts_that_were_chosen(make: Make, monkeypatch: pytes
 
 
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-    ({}, {"dev_split": "validation"}, r"qrels/validation\.tsv is not there; set data\.dev_split"),
+    ({}, {"dev_split": "validation"}, r"qrels/validation\.tsv, which is not there; write it, or set data\.dev_split"),
     ({"eval_passages": 10}, {}, "train.eval_passages is 10, and 20 passages are judged for the 20 queries"),
     ({"metric_for_best_model": "ndcg@121"}, {}, "there are 120 passages to rank; choose at most @120"),
     ({"eval_passages": 60, "metric_for_best_model": "mrr@61"}, {}, "there are 60 passages to rank"),
@@ -298,7 +298,7 @@ def test_the_job_check_reads_the_dev_split_too(make: Make, dev_data: Path, tmp_p
     text = check.run(make(data={"evaluation": str(folder)})).read_text()
     assert "warning: 80 of the 80 queries of qrels/dev.tsv are among the training rows too" in text
     (folder / "qrels" / "dev.tsv").unlink()
-    with pytest.raises(ValueError, match=r"dev\.tsv is not there"):
+    with pytest.raises(ValueError, match=r"dev\.tsv, which is not there"):
         check.run(make(data={"evaluation": str(folder)}))
 
 
